@@ -1,0 +1,88 @@
+"""Which back end runs an operator on a device, and why not another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+from . import native
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_CHOICES = ("auto", *BACKENDS)
+_NOT_YET = "this version has no {} kernels; GPU tensors run on the plain-PyTorch reference"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in _CHOICES:
+        raise ValueError(f"{source} must be one of {', '.join(_CHOICES)}, got {name!r}")
+    return name
+
+
+# None: the environment decides, read at the first call.
+_requested: ContextVar[str | None] = ContextVar("sparsekern_backend", default=None)
+_environment: str | None = None
+
+
+def requested() -> str:
+    """The back end asked for: the innermost ``backend(...)``, else SPARSEKERN_BACKEND, or auto."""
+    global _environment
+    choice = _requested.get()
+    if choice is not None:
+        return choice
+    if _environment is None:
+        value = os.environ.get("SPARSEKERN_BACKEND", "auto")
+        _environment = _checked(value, "the environment variable SPARSEKERN_BACKEND")
+    return _environment
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs the operators inside the ``with`` block on one back end.
+
+    Args:
+        name: ``"reference"`` (plain PyTorch), ``"cpu"`` (the compiled core), ``"triton"``,
+            ``"cuda"``, or ``"auto"``: the fastest that works on the tensor's device.
+
+    Raises:
+        ValueError: if the name is not one of these.
+        RuntimeError: with the reason, if that back end is missing here.
+    """
+    _checked(name, "backend")
+    reason = missing_reason(name)
+    if reason:
+        raise RuntimeError(f"the {name} back end is not available: {reason}")
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def missing_reason(name: str) -> str:
+    """Why a back end cannot be used here, or an empty string where it can."""
+    if name == "cpu":
+        return native.cpu_missing_reason()
+    if name in ("triton", "cuda"):
+        return _NOT_YET.format(name)
+    return ""
+
+
+def select(device: torch.device) -> str:
+    """The back end that runs an operator on tensors of this device.
+
+    Raises:
+        RuntimeError: if the back end asked for is missing here or does not run on the device.
+    """
+    choice = requested()
+    if choice == "auto":
+        return "cpu" if device.type == "cpu" and not native.cpu_missing_reason() else "reference"
+    reason = missing_reason(choice)
+    if not reason and choice == "cpu" and device.type != "cpu":
+        reason = f"it runs on CPU tensors, and these are on {device}"
+    if reason:
+        raise RuntimeError(f"the {choice} back end was asked for and cannot run: {reason}")
+    return choice

@@ -1,0 +1,292 @@
+"""Gram matrices, HSIC and CKA: the public functions, their checks and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import dispatch
+from . import reference
+from .kernels import RBF, Cosine, Kernel, Linear, Polynomial, resolve_kernel
+
+__all__ = [
+    "RBF",
+    "Cosine",
+    "Linear",
+    "Polynomial",
+    "cka",
+    "cka_matrix",
+    "cka_sum",
+    "gram",
+    "hsic",
+    "hsic_matrix",
+]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = None) -> Tensor:
+    """The Gram matrix of one layer's features.
+
+    Args:
+        x: ``(n, ...)`` features of n samples, flattened to ``(n, d)``; float32, float64, bfloat16
+            or float16.
+        kernel: ``"linear"``, ``"rbf"``, ``"polynomial"``, ``"cosine"``, or a kernel object.
+        center: ``None`` for ``K[i, j] = k(x[i], x[j])`` as it is, ``"double"`` for ``H K H``,
+            ``"u"`` for U-centring (zero diagonal and row sums; Székely & Rizzo 2014).
+
+    Returns:
+        ``(n, n)``, float64 for float64 features, else float32. Differentiable.
+
+    Raises:
+        TypeError: for something else than a floating-point tensor.
+        ValueError: for no samples, fewer than 3 samples with ``"u"``, or features that are not
+            finite (told on the CPU only: elsewhere NaN propagates, for a check would stall the
+            device).
+    """
+    resolved = resolve_kernel(kernel)
+    if center not in (None, "double", "u"):
+        raise ValueError(f'center must be None, "double" or "u", got {center!r}')
+    features = _flatten(x, "x")
+    n = features.shape[0]
+    least = 3 if center == "u" else 1
+    if n < least:
+        raise ValueError(
+            f"x has {n} samples (shape {tuple(x.shape)}); "
+            f"center={center!r} needs at least {least}"
+        )
+    result = _implementation(features).gram(features, resolved, center)
+    return _finite(result, [("x", features)])
+
+
+def hsic(
+    x: Tensor, y: Tensor, *, kernel: str | Kernel = "linear", estimator: str = "unbiased"
+) -> Tensor:
+    """The Hilbert-Schmidt independence criterion of two sets of features of the same samples.
+
+    Args:
+        x: ``(n, ...)``, flattened to ``(n, d)``.
+        y: ``(n, ...)``, with the dtype and device of ``x``; its feature count may differ.
+        kernel: as in :func:`gram`, applied to both.
+        estimator: ``"unbiased"`` (HSIC_1, Song et al. 2012, n >= 4; may be negative) or
+            ``"biased"`` (``tr(K H L H) / (n-1)²``, Gretton et al. 2005, n >= 2).
+
+    Returns:
+        A scalar, float64 for float64 features, else float32. Differentiable.
+
+    Raises:
+        TypeError, ValueError: as :func:`hsic_matrix`.
+    """
+    return _pair("hsic_matrix", x, y, kernel, estimator)
+
+
+def cka(
+    x: Tensor, y: Tensor, *, kernel: str | Kernel = "linear", estimator: str = "unbiased"
+) -> Tensor:
+    """Centred kernel alignment, ``HSIC(x, y) / √(HSIC(x, x) HSIC(y, y))`` (Kornblith et al. 2019).
+
+    The arguments, result and errors are those of :func:`hsic`. In ``[-1, 1]`` with the unbiased
+    estimator (its mean is 0 for independent features), in ``[0, 1]`` with the biased one, and 0
+    with zero gradient where a layer's centred Gram matrix is no more than rounding (constant
+    features, identical samples, orthonormal rows).
+    """
+    return _pair("cka_matrix", x, y, kernel, estimator)
+
+
+def hsic_matrix(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None = None,
+    *,
+    kernel: str | Kernel = "linear",
+    estimator: str = "unbiased",
+) -> Tensor:
+    """HSIC between every layer of ``xs`` and every layer of ``ys`` (of ``xs`` itself if None).
+
+    Args:
+        xs: features per layer, each ``(n, ...)``, flattened to ``(n, d_l)``: the same n, dtype and
+            device in all, any d_l.
+        ys: a second list over the same samples.
+        kernel: as in :func:`gram`, applied to every layer.
+        estimator: ``"unbiased"`` or ``"biased"``, see :func:`hsic`.
+
+    Returns:
+        ``(len(xs), len(ys or xs))``, float64 for float64 features, else float32. Differentiable.
+
+    Raises:
+        TypeError: for something else than floating-point tensors of one dtype.
+        ValueError: for an empty list, layers that differ in n or device, fewer than 4 (unbiased)
+            or 2 (biased) samples, or features that are not finite (told on the CPU only).
+    """
+    return _matrix("hsic_matrix", xs, ys, kernel, estimator)
+
+
+def cka_matrix(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None = None,
+    *,
+    kernel: str | Kernel = "linear",
+    estimator: str = "unbiased",
+) -> Tensor:
+    """CKA between every layer of ``xs`` and every layer of ``ys`` (of ``xs`` itself if None).
+
+    The arguments, result and errors are those of :func:`hsic_matrix`; the values those of
+    :func:`cka`. Every Gram matrix is made once, however many pairs it takes part in.
+    """
+    return _matrix("cka_matrix", xs, ys, kernel, estimator)
+
+
+def cka_sum(
+    groups: Sequence[Sequence[Tensor]],
+    *,
+    kernel: str | Kernel = "linear",
+    estimator: str = "unbiased",
+    reduction: str = "sum",
+) -> Tensor:
+    """The CKA-SR loss: interlayer similarity summed inside groups of layers (Ni et al. 2023).
+
+    Args:
+        groups: a list of lists of features (the stages of a network), each ``(n, ...)``; one n,
+            dtype and device in all.
+        kernel: as in :func:`gram`.
+        estimator: ``"unbiased"`` or ``"biased"``, see :func:`hsic`.
+        reduction: ``"sum"`` for ``Σ_groups Σ_{i,j} CKA(x_i, x_j)`` over ordered pairs, the
+            constant ``i = j`` included; ``"mean"`` for the mean over the pairs ``i < j`` of all
+            layers of all groups (the form of AugCKA-SR), 0 where there is one layer only.
+
+    Returns:
+        A scalar, float64 for float64 features, else float32. Differentiable.
+
+    Raises:
+        TypeError, ValueError: as :func:`hsic_matrix`; ValueError for an empty group.
+    """
+    resolved = resolve_kernel(kernel)
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction must be "sum" or "mean", got {reduction!r}')
+    if isinstance(groups, Tensor) or not isinstance(groups, Sequence):
+        raise TypeError(f"groups must be a list of lists of tensors, got {type(groups).__name__}")
+    if not groups:
+        raise ValueError("groups is empty: expected at least one list of features")
+    named: list[tuple[str, Tensor]] = []
+    for index, group in enumerate(groups):
+        named += _named_layers(group, f"groups[{index}]")
+    flat = _check_layers(named, estimator)
+    sizes = [len(group) for group in groups]
+    result = _implementation(flat[0]).cka_sum(
+        _split(flat, sizes), resolved, estimator, reduction
+    )
+    return _finite(result, list(zip((name for name, _ in named), flat, strict=True)))
+
+
+def _pair(
+    operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: str
+) -> Tensor:
+    resolved = resolve_kernel(kernel)
+    features = _check_layers([("x", x), ("y", y)], estimator)
+    function: Callable[..., Tensor] = getattr(_implementation(features[0]), operator)
+    result = function(features[:1], features[1:], resolved, estimator)
+    return _finite(result.reshape(()), [("x", features[0]), ("y", features[1])])
+
+
+def _matrix(
+    operator: str,
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None,
+    kernel: str | Kernel,
+    estimator: str,
+) -> Tensor:
+    resolved = resolve_kernel(kernel)
+    named = _named_layers(xs, "xs")
+    if ys is not None:
+        named += _named_layers(ys, "ys")
+    flat = _check_layers(named, estimator)
+    first, second = flat[: len(xs)], (None if ys is None else flat[len(xs) :])
+    function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
+    result = function(first, second, resolved, estimator)
+    return _finite(result, list(zip((name for name, _ in named), flat, strict=True)))
+
+
+def _implementation(x: Tensor) -> Any:
+    if dispatch.select(x.device) == "cpu":
+        from . import cpu
+
+        return cpu
+    return reference
+
+
+def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
+    iterator = iter(items)
+    return [[next(iterator) for _ in range(size)] for size in sizes]
+
+
+def _named_layers(layers: Sequence[Tensor], argument: str) -> list[tuple[str, Tensor]]:
+    if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
+        raise TypeError(f"{argument} must be a list of tensors, got {type(layers).__name__}")
+    if not layers:
+        raise ValueError(f"{argument} is empty: expected at least one tensor of features")
+    return [(f"{argument}[{index}]", layer) for index, layer in enumerate(layers)]
+
+
+def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(
+            f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}"
+        )
+    if x.dim() == 2:
+        return x
+    if x.dim() == 0:
+        raise ValueError(f"{argument} must have shape (n, ...), got a scalar")
+    if x.dim() == 1:
+        return x[:, None]
+    return x.flatten(1)
+
+
+def _check_layers(named: list[tuple[str, Tensor]], estimator: str) -> list[Tensor]:
+    if estimator not in ("unbiased", "biased"):
+        raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
+    flat = [_flatten(x, name) for name, x in named]
+    first_name, first = named[0][0], flat[0]
+    n = first.shape[0]
+    for (name, _), x in zip(named, flat, strict=True):
+        if x.shape[0] != n:
+            raise ValueError(
+                f"{name} has {x.shape[0]} samples and {first_name} has {n}: "
+                "all features must come from the same samples"
+            )
+        if x.dtype != first.dtype:
+            raise TypeError(
+                f"{name} is {x.dtype} and {first_name} is {first.dtype}: expected one dtype"
+            )
+        if x.device != first.device:
+            raise ValueError(
+                f"{name} is on {x.device} and {first_name} on {first.device}: expected one device"
+            )
+    least = 4 if estimator == "unbiased" else 2
+    if n < least:
+        raise ValueError(
+            f"{first_name} has {n} samples (shape {tuple(named[0][1].shape)}); "
+            f"the {estimator} estimator needs at least {least}"
+        )
+    return flat
+
+
+def _finite(result: Tensor, named: list[tuple[str, Tensor]]) -> Tensor:
+    """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
+    if result.device.type != "cpu" or torch.compiler.is_compiling():
+        return result
+    if torch.isfinite(result.detach()).all():
+        return result
+    for name, x in named:
+        if not torch.isfinite(x.detach()).all():
+            raise ValueError(
+                f"{name} of shape {tuple(x.shape)} holds values that are not finite "
+                "(NaN or infinity)"
+            )
+    raise ValueError(
+        f"the result leaves the range of {result.dtype}: "
+        "the features are finite but too large; scale them or pass float64"
+    )

@@ -1,0 +1,98 @@
+"""Kernel functions between samples: the ``kernel=`` argument of every similarity operator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+def _require_positive(kernel: str, argument: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{kernel}: {argument} must be a positive finite number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``k(x, y) = xᵀy``, on column-centred features."""
+
+
+@dataclass(frozen=True)
+class RBF:
+    """Gaussian kernel ``k(x, y) = exp(-‖x - y‖² / (2 σ²))``.
+
+    Args:
+        fraction: with no ``bandwidth``, ``σ² = fraction² · median``, where the median is taken
+            over all n² squared distances, the zero diagonal included (Kornblith et al. 2019).
+            The median is a function of the features and the gradient flows through it.
+        bandwidth: σ itself, in the units of the features. Overrides ``fraction``.
+
+    Raises:
+        ValueError: if ``fraction`` or ``bandwidth`` is not a positive finite number.
+    """
+
+    fraction: float = 0.5
+    bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive("RBF", "fraction", self.fraction)
+        if self.bandwidth is not None:
+            _require_positive("RBF", "bandwidth", self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """``k(x, y) = (xᵀy + c)^degree``, on the features as they are (it is not shift-invariant).
+
+    Args:
+        degree: a positive integer.
+        c: the additive constant, at least 0 (a negative one gives no positive kernel).
+
+    Raises:
+        ValueError: if ``degree`` or ``c`` is outside its range.
+    """
+
+    degree: int = 2
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
+            raise ValueError(f"Polynomial: degree must be a positive integer, got {self.degree!r}")
+        if not (math.isfinite(self.c) and self.c >= 0):
+            raise ValueError(f"Polynomial: c must be a finite number >= 0, got {self.c!r}")
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """``k(x, y) = xᵀy / (‖x‖ ‖y‖)``, on the features as they are; 0 where a sample is all zero."""
+
+
+Kernel: TypeAlias = Linear | RBF | Polynomial | Cosine
+KERNEL_TYPES = (Linear, RBF, Polynomial, Cosine)
+_NAMED: dict[str, Kernel] = {
+    "linear": Linear(),
+    "rbf": RBF(),
+    "polynomial": Polynomial(),
+    "cosine": Cosine(),
+}
+
+
+def resolve_kernel(kernel: str | Kernel) -> Kernel:
+    """Returns the kernel object for a name or an object.
+
+    Raises:
+        ValueError: if a name is not one of the known ones.
+        TypeError: if ``kernel`` is neither a name nor a kernel object.
+    """
+    if isinstance(kernel, str):
+        try:
+            return _NAMED[kernel]
+        except KeyError:
+            known = ", ".join(repr(name) for name in _NAMED)
+            raise ValueError(f"kernel must be one of {known}, got {kernel!r}") from None
+    if isinstance(kernel, KERNEL_TYPES):
+        return kernel
+    raise TypeError(
+        "kernel must be a name or a sparsekern Linear, RBF, Polynomial or Cosine object, "
+        f"got {type(kernel).__name__}"
+    )

@@ -1,0 +1,208 @@
+"""Similarity in plain PyTorch: the definition, the float64 oracle, and the fallback everywhere.
+
+Read it as the textbook: features -> Gram matrix -> centring -> inner products -> CKA. Everything
+is differentiable, any number of times, by torch's own autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .kernels import RBF, Cosine, Kernel, Linear, Polynomial
+
+# How many rounding units of its own making a centred Gram's norm must exceed to be told from 0.
+NOISE_UNITS = 4.0
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def center_columns(x: Tensor) -> Tensor:  # (n, d) -> (n, d)
+    """Subtracts the mean of each feature; the result has the accumulation dtype."""
+    mean = x.to(_sum_dtype(x)).mean(dim=0)
+    dtype = accumulation_dtype(x.dtype)
+    return x.to(dtype) - mean.to(dtype)
+
+
+def squared_distances(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
+    """All pairwise squared Euclidean distances, from the Gram matrix of the centred features."""
+    xc = center_columns(x)
+    dots = xc @ xc.T
+    norms = dots.diagonal()
+    distances = (norms[:, None] + norms[None, :] - 2 * dots).clamp(min=0)
+    return distances * (1 - torch.eye(len(x), dtype=dots.dtype, device=x.device))
+
+
+def median_with_diagonal(distances: Tensor) -> Tensor:  # (n, n) -> ()
+    """numpy's median over all n² entries: the mean of the two middle ones where n² is even."""
+    flat = distances.flatten()
+    count = flat.numel()
+    low = flat.kthvalue((count - 1) // 2 + 1).values
+    high = flat.kthvalue(count // 2 + 1).values
+    return (low + high) / 2
+
+
+def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
+    """The Gram matrix ``K[i, j] = k(x[i], x[j])``, before any centring of K itself.
+
+    Linear and RBF see column-centred features: centring K undoes a shift of the features, and
+    doing it first keeps float32 exact at any offset. The other kernels see them as they are.
+    """
+    if isinstance(kernel, Linear):
+        xc = center_columns(x)
+        return xc @ xc.T
+    if isinstance(kernel, RBF):
+        distances = squared_distances(x)
+        if kernel.bandwidth is not None:
+            variance = distances.new_tensor(kernel.bandwidth**2)
+        else:
+            variance = kernel.fraction**2 * median_with_diagonal(distances)
+        degenerate = variance == 0  # over half of the pairs coincide: the limit of a narrow kernel
+        narrow = (distances == 0).to(distances.dtype)
+        wide = torch.exp(-distances / (2 * torch.where(degenerate, 1, variance)))
+        return torch.where(degenerate, narrow, wide)
+    features = x.to(accumulation_dtype(x.dtype))
+    dots = features @ features.T
+    if isinstance(kernel, Polynomial):
+        return (dots + kernel.c) ** kernel.degree
+    assert isinstance(kernel, Cosine)
+    squares = dots.diagonal()
+    is_zero = squares == 0
+    inverse = torch.where(is_zero, 0, torch.where(is_zero, 1, squares).rsqrt())
+    return dots * inverse[:, None] * inverse[None, :]
+
+
+def double_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
+    """``H K H`` with ``H = I - 11ᵀ/n``."""
+    rows = k.sum(dim=1, dtype=_sum_dtype(k)) / len(k)
+    return k - rows[:, None].to(k.dtype) - rows[None, :].to(k.dtype) + rows.mean().to(k.dtype)
+
+
+def u_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
+    """U-centring (Székely & Rizzo 2014): zero diagonal, zero row sums, unbiased inner products.
+
+    ``U[i, j] = K[i, j] - r[i]/(n-2) - r[j]/(n-2) + T/((n-1)(n-2))`` off the diagonal, with ``r``
+    the row sums of K without its diagonal and ``T`` their sum.
+    """
+    n = len(k)
+    off_diagonal = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
+    k = k * off_diagonal
+    rows = k.sum(dim=1, dtype=_sum_dtype(k))
+    shift = rows / (n - 2)
+    total = rows.sum() / ((n - 1) * (n - 2))
+    centred = k - shift[:, None].to(k.dtype) - shift[None, :].to(k.dtype) + total.to(k.dtype)
+    return centred * off_diagonal
+
+
+def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:  # (n, d) -> (n, n)
+    """The Gram matrix, plain (``None``), doubly centred (``"double"``) or U-centred (``"u"``)."""
+    if center is None and isinstance(kernel, Linear):
+        features = x.to(accumulation_dtype(x.dtype))
+        return features @ features.T
+    k = kernel_matrix(x, kernel)
+    if center is None:
+        return k
+    return u_center(k) if center == "u" else double_center(k)
+
+
+def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
+    """The norm that rounding alone could give the centred Gram matrix of these features.
+
+    Two sources: the products that made K (relative to its trace, or to its norm where K has a
+    unit diagonal and tiny entries are exact), and the rounding of the features themselves, which
+    matters when they are nearly constant. Both scale as K does, so the test is scale-free.
+    """
+    unit = torch.finfo(k.dtype).eps / 2
+    if isinstance(kernel, RBF):
+        return NOISE_UNITS * unit * torch.linalg.vector_norm(k)
+    level = NOISE_UNITS * unit * k.diagonal().abs().sum()
+    if isinstance(kernel, Linear) and x.shape[1] > 0:
+        input_unit = torch.finfo(x.dtype).eps / 2
+        energy = x.to(_sum_dtype(x)).square().sum()
+        level = level + NOISE_UNITS * input_unit**2 * energy / x.shape[1] ** 0.5
+    return level
+
+
+def centred_vectors(
+    xs: Sequence[Tensor], kernel: Kernel, estimator: str
+) -> tuple[Tensor, Tensor]:
+    """One row per layer: its centred Gram matrix, flattened, and whether it is more than noise.
+
+    Returns:
+        ``(len(xs), n²)`` in the sum dtype and ``(len(xs),)`` bool.
+    """
+    rows, signal = [], []
+    for x in xs:
+        k = kernel_matrix(x, kernel)
+        centred = u_center(k) if estimator == "unbiased" else double_center(k)
+        row = centred.flatten().to(_sum_dtype(x))
+        norm = torch.linalg.vector_norm(row.detach())
+        signal.append(~(norm <= _noise_level(x, k, kernel).detach()))  # NaN stays a signal
+        rows.append(row)
+    return torch.stack(rows), torch.stack(signal)
+
+
+def hsic_scale(n: int, estimator: str) -> float:
+    """What divides the inner product of centred Gram matrices to make it HSIC."""
+    return n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2
+
+
+def hsic_matrix(
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
+) -> Tensor:
+    """``HSIC(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
+    a, _ = centred_vectors(xs, kernel, estimator)
+    b = a if ys is None else centred_vectors(ys, kernel, estimator)[0]
+    return (a @ b.T / hsic_scale(len(xs[0]), estimator)).to(accumulation_dtype(xs[0].dtype))
+
+
+def _unit_vectors(xs: Sequence[Tensor], kernel: Kernel, estimator: str) -> Tensor:
+    """Centred Gram matrices as unit vectors; a degenerate layer is the zero vector."""
+    vectors, signal = centred_vectors(xs, kernel, estimator)
+    vectors = torch.where(signal[:, None], vectors, 0)
+    # Scaled before squaring, so that neither tiny nor huge features leave the range of floats.
+    peak = vectors.detach().abs().amax(dim=1, keepdim=True)
+    vectors = vectors / torch.where(signal[:, None], peak, 1)
+    squares = torch.where(signal, vectors.square().sum(dim=1), 1)
+    return vectors / squares.sqrt()[:, None]
+
+
+def cka_matrix(
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
+) -> Tensor:
+    """``CKA(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
+    a = _unit_vectors(xs, kernel, estimator)
+    b = a if ys is None else _unit_vectors(ys, kernel, estimator)
+    return (a @ b.T).to(accumulation_dtype(xs[0].dtype))
+
+
+def cka_sum(
+    groups: Sequence[Sequence[Tensor]], kernel: Kernel, estimator: str, reduction: str
+) -> Tensor:
+    """The CKA-SR loss (Ni et al. 2023), ``Σ_{i,j} CKA(x_i, x_j)`` inside each group, or the mean.
+
+    Returns:
+        A scalar: for ``"sum"`` the sum over ordered pairs inside each group, ``i = j`` included;
+        for ``"mean"`` the mean over the unordered pairs ``i < j`` of all layers of all groups.
+    """
+    if reduction == "mean":
+        groups = [[x for group in groups for x in group]]
+    first = groups[0][0]
+    total = torch.zeros((), dtype=_sum_dtype(first), device=first.device)
+    for group in groups:
+        similarity = cka_matrix(group, None, kernel, estimator).to(total.dtype)
+        if reduction == "mean":
+            pairs = similarity.triu(diagonal=1)
+            total = total + pairs.sum() / max(1, len(group) * (len(group) - 1) // 2)
+        else:
+            total = total + similarity.sum()
+    return total.to(accumulation_dtype(first.dtype))
