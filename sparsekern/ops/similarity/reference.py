@@ -1,11 +1,13 @@
 """Similarity in plain PyTorch: the definition, the float64 oracle, and the fallback everywhere.
 
 Read it as the textbook: features -> Gram matrix -> centring -> inner products -> CKA. Everything
-is differentiable, any number of times, by torch's own autograd.
+is differentiable, any number of times, by torch's own autograd. Autocast is off inside: the
+operators compute in the precision that the dtype of their inputs asks for.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -26,11 +28,49 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
 
 
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def column_means(x: Tensor) -> Tensor:  # (n, d) -> (d,)
+    """The mean of each feature, in the sum dtype.
+
+    Taken about the first sample, so that identical samples have exactly their own mean in
+    float64 too, where a plain sum of them would round.
+    """
+    x = x.to(_sum_dtype(x))
+    pivot = x[0].detach()
+    return pivot + (x - pivot).mean(dim=0)
+
+
 def center_columns(x: Tensor) -> Tensor:  # (n, d) -> (n, d)
     """Subtracts the mean of each feature; the result has the accumulation dtype."""
-    mean = x.to(_sum_dtype(x)).mean(dim=0)
     dtype = accumulation_dtype(x.dtype)
-    return x.to(dtype) - mean.to(dtype)
+    return x.to(dtype) - column_means(x).to(dtype)
+
+
+def inner_products(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
+    """``x[i]·x[j]`` of the features as they are, put together from the centred ones.
+
+    With ``x = m + c``, ``x_i·x_j = c_i·c_j + m·c_i + m·c_j + m·m``: what the samples have in
+    common enters every entry alike, and its rounding is gone once the Gram matrix is centred.
+    """
+    centred = center_columns(x)
+    wide = _sum_dtype(x)
+    mean = column_means(x).to(centred.dtype).to(wide)
+    along = centred.to(wide) @ mean  # (n,)
+    common = along[:, None] + along[None, :] + mean @ mean
+    return ((centred @ centred.T).to(wide) + common).to(centred.dtype)
+
+
+def unit_rows(x: Tensor) -> Tensor:  # (n, d) -> (n, d)
+    """Each sample divided by its norm, in the accumulation dtype; a sample of zeros stays so."""
+    features = x.to(accumulation_dtype(x.dtype))
+    squares = features.square().sum(dim=1, keepdim=True)
+    is_zero = squares == 0
+    return features * torch.where(is_zero, 0, torch.where(is_zero, 1, squares).rsqrt())
 
 
 def squared_distances(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
@@ -55,7 +95,8 @@ def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
     """The Gram matrix ``K[i, j] = k(x[i], x[j])``, before any centring of K itself.
 
     Linear and RBF see column-centred features: centring K undoes a shift of the features, and
-    doing it first keeps float32 exact at any offset. The other kernels see them as they are.
+    doing it first keeps float32 exact at any offset. The other kernels depend on the shift, and
+    get it back as one number per sample.
     """
     if isinstance(kernel, Linear):
         xc = center_columns(x)
@@ -70,21 +111,16 @@ def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
         narrow = (distances == 0).to(distances.dtype)
         wide = torch.exp(-distances / (2 * torch.where(degenerate, 1, variance)))
         return torch.where(degenerate, narrow, wide)
-    features = x.to(accumulation_dtype(x.dtype))
-    dots = features @ features.T
     if isinstance(kernel, Polynomial):
-        return (dots + kernel.c) ** kernel.degree
+        return (inner_products(x) + kernel.c) ** kernel.degree
     assert isinstance(kernel, Cosine)
-    squares = dots.diagonal()
-    is_zero = squares == 0
-    inverse = torch.where(is_zero, 0, torch.where(is_zero, 1, squares).rsqrt())
-    return dots * inverse[:, None] * inverse[None, :]
+    return inner_products(unit_rows(x))
 
 
 def double_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
     """``H K H`` with ``H = I - 11ᵀ/n``."""
     rows = k.sum(dim=1, dtype=_sum_dtype(k)) / len(k)
-    return k - rows[:, None].to(k.dtype) - rows[None, :].to(k.dtype) + rows.mean().to(k.dtype)
+    return k - (rows[:, None] + rows[None, :] - rows.mean()).to(k.dtype)
 
 
 def u_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
@@ -99,12 +135,16 @@ def u_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
     rows = k.sum(dim=1, dtype=_sum_dtype(k))
     shift = rows / (n - 2)
     total = rows.sum() / ((n - 1) * (n - 2))
-    centred = k - shift[:, None].to(k.dtype) - shift[None, :].to(k.dtype) + total.to(k.dtype)
-    return centred * off_diagonal
+    return (k - (shift[:, None] + shift[None, :] - total).to(k.dtype)) * off_diagonal
 
 
 def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:  # (n, d) -> (n, n)
     """The Gram matrix, plain (``None``), doubly centred (``"double"``) or U-centred (``"u"``)."""
+    with _without_autocast(x):
+        return _gram(x, kernel, center)
+
+
+def _gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
     if center is None and isinstance(kernel, Linear):
         features = x.to(accumulation_dtype(x.dtype))
         return features @ features.T
@@ -160,9 +200,19 @@ def hsic_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """``HSIC(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
-    a, _ = centred_vectors(xs, kernel, estimator)
-    b = a if ys is None else centred_vectors(ys, kernel, estimator)[0]
-    return (a @ b.T / hsic_scale(len(xs[0]), estimator)).to(accumulation_dtype(xs[0].dtype))
+    with _without_autocast(xs[0]):
+        a, _ = centred_vectors(xs, kernel, estimator)
+        b = None if ys is None else centred_vectors(ys, kernel, estimator)[0]
+        products = _products(a, b) / hsic_scale(len(xs[0]), estimator)
+    return products.to(accumulation_dtype(xs[0].dtype))
+
+
+def _products(a: Tensor, b: Tensor | None) -> Tensor:  # (p, m), (q, m) -> (p, q)
+    """All inner products of rows; of ``a`` with itself, symmetric to the last bit."""
+    if b is not None:
+        return a @ b.T
+    products = a @ a.T
+    return (products + products.T) / 2
 
 
 def _unit_vectors(xs: Sequence[Tensor], kernel: Kernel, estimator: str) -> Tensor:
@@ -180,9 +230,11 @@ def cka_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """``CKA(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
-    a = _unit_vectors(xs, kernel, estimator)
-    b = a if ys is None else _unit_vectors(ys, kernel, estimator)
-    return (a @ b.T).to(accumulation_dtype(xs[0].dtype))
+    with _without_autocast(xs[0]):
+        a = _unit_vectors(xs, kernel, estimator)
+        b = None if ys is None else _unit_vectors(ys, kernel, estimator)
+        products = _products(a, b)
+    return products.to(accumulation_dtype(xs[0].dtype))
 
 
 def cka_sum(
