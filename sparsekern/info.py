@@ -1,6 +1,125 @@
-"""What this installation can do, and why not more."""
+"""What this installation can do, and why not more: ``sparsekern.info()``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from . import dispatch, native
+from ._version import __version__
 
 
-def info() -> str:
-    """A readable summary: version, back ends with reasons, ISA, threads, library versions."""
-    return ""
+@dataclass(frozen=True)
+class BackendInfo:
+    """One back end: its name, and why it cannot be used (empty where it can)."""
+
+    name: str
+    reason: str
+
+    @property
+    def available(self) -> bool:
+        """Whether operators can run on it."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """The compiled core: instruction set in use, those to choose from, threads, compiler."""
+
+    isa: str
+    available_isas: tuple[str, ...]
+    threads: int
+    compiler: str
+
+
+@dataclass(frozen=True)
+class Info:
+    """What :func:`info` returns; ``str()`` of it is the readable summary.
+
+    ``cpu`` is None where the compiled core is missing (``backends`` holds the reason); ``triton``
+    is None where it is not installed; ``cuda`` is None where torch was built without it.
+    """
+
+    version: str
+    backends: tuple[BackendInfo, ...]
+    cpu: CpuInfo | None
+    torch: str
+    triton: str | None
+    cuda: str | None
+    cuda_devices: int
+    python: str
+    platform: str
+
+    def __str__(self) -> str:
+        lines = [f"sparsekern {self.version}", "", "back ends"]
+        for backend in self.backends:
+            state = "available" if backend.available else f"missing: {backend.reason}"
+            lines.append(f"  {backend.name:<10} {state}")
+        if self.cpu is not None:
+            choices = ", ".join(self.cpu.available_isas)
+            lines += [
+                "",
+                "compiled core",
+                f"  ISA        {self.cpu.isa} (of {choices}; {native.ISA_VARIABLE} overrides)",
+                f"  threads    {self.cpu.threads} (torch.get_num_threads())",
+                f"  compiler   {self.cpu.compiler}",
+            ]
+        devices = f"{self.cuda_devices} device{'' if self.cuda_devices == 1 else 's'}"
+        cuda = "not in this build of torch" if self.cuda is None else f"{self.cuda}, {devices}"
+        lines += [
+            "",
+            "environment",
+            f"  torch      {self.torch}",
+            f"  triton     {self.triton or 'not installed'}",
+            f"  CUDA       {cuda}",
+            f"  Python     {self.python}",
+            f"  platform   {self.platform}",
+        ]
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """Version, back ends with the reason for each that is missing, ISA, threads, libraries.
+
+    Neither imports Triton nor creates a CUDA context.
+    """
+    backends = tuple(BackendInfo(name, _missing_reason(name)) for name in dispatch.BACKENDS)
+    has_core = any(backend.name == "cpu" and backend.available for backend in backends)
+    return Info(
+        version=__version__,
+        backends=backends,
+        cpu=_cpu_info() if has_core else None,
+        torch=torch.__version__,
+        triton=_installed_version("triton"),
+        cuda=torch.version.cuda,
+        cuda_devices=torch.cuda.device_count(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+    )
+
+
+def _missing_reason(name: str) -> str:
+    try:
+        return dispatch.missing_reason(name)
+    except RuntimeError as error:  # an impossible SPARSEKERN_ISA: reported here, raised elsewhere
+        return str(error)
+
+
+def _cpu_info() -> CpuInfo:
+    core = native.cpu()
+    return CpuInfo(
+        isa=core.isa(),
+        available_isas=tuple(core.available_isas()),
+        threads=torch.get_num_threads(),
+        compiler=core.compiler(),
+    )
+
+
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

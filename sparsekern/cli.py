@@ -1,0 +1,71 @@
+"""The command line: ``sparsekern info | train | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ._version import __version__
+
+# Each lives in sparsekern/<folder>/command.py: configure(parser), run(arguments) -> exit status.
+_COMMANDS = {
+    "train": ("training", "train a sparse network with and without a regulariser, and compare"),
+    "bench": ("bench", "measure the kernels against other implementations on this machine"),
+}
+_INFO_HELP = "what this installation can do, and why not more"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line, without the usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _build_parser(command: str | None) -> argparse.ArgumentParser:
+    # Only the command in use is imported, so that `sparsekern info` does not wait for the others.
+    parser = _Parser(
+        prog="sparsekern",
+        description="Fast similarity analysis and sparse training for PyTorch.",
+    )
+    parser.add_argument("--version", action="version", version=f"sparsekern {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP)
+    for name, (folder, summary) in _COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        if name == command:
+            module = importlib.import_module(f".{folder}.command", __package__)
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; without one, prints what ``sparsekern info`` does and a hint.
+
+    Args:
+        argv: the arguments after the program's name; ``sys.argv[1:]`` if None.
+
+    Returns:
+        The exit status: 0, or 2 for arguments that make no sense, told in one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((argument for argument in arguments if argument in _COMMANDS), None)
+    parsed = _build_parser(command).parse_args(arguments)
+    if parsed.command in (None, "info"):
+        from .info import info
+
+        print(info())
+        if parsed.command is None:
+            print("\nusage: sparsekern info | train | bench   (--help tells more)")
+        return 0
+    try:
+        status: int = parsed.run(parsed)
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        print(f"sparsekern {parsed.command}: error: {message}", file=sys.stderr)
+        return 2
+    return status
