@@ -1,0 +1,64 @@
+# Everything from nothing: needs make, g++ (or clang++) and Python >= 3.10 with venv.
+# torch is installed first, in one version; TORCH_INDEX adds a package index to find it in, e.g.
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# takes the build without CUDA, which is much the smaller download on Linux.
+PYTHON ?= python3
+TORCH_VERSION ?= 2.13.0
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(VENV)/.torch-$(TORCH_VERSION)
+INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
+CPP := $(sort $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h))
+
+.PHONY: demo test lint format bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/sparsekern train --demo
+
+# Once with the instruction set that the machine would choose, then the operators on every other.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests
+	@for isa in $$($(BIN)/python -c 'from sparsekern.native import other_isas; print(*other_isas())'); \
+	do \
+	    echo "tests/ops with SPARSEKERN_ISA=$$isa"; \
+	    SPARSEKERN_ISA=$$isa $(BIN)/python -m pytest -q tests/ops -k 'not reference' || exit 1; \
+	done
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(PEERS)
+	$(BIN)/sparsekern bench
+
+# Keeps the virtual environment, for torch is a large download: `rm -r .venv` removes it too.
+clean:
+	rm -rf build dist *.egg-info sparsekern/_cpu.*so sparsekern/_cpu_build_note.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks $(INSTALLED) $(PEERS)
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -r {} +
+
+$(TORCH):
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 10) \
+	    else f"sparsekern needs Python 3.10 or newer, and $(PYTHON) is {v}: say make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install torch==$(TORCH_VERSION) $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	touch $@
+
+$(INSTALLED): $(TORCH) $(CPP) setup.py pyproject.toml sparsekern/_version.py
+	$(BIN)/pip install -e '.[dev]'
+	$(BIN)/sparsekern info
+	touch $@
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/pip install -e '.[bench]'
+	touch $@
