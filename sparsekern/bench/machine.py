@@ -1,0 +1,63 @@
+"""What the times depend on: the processor, the versions, the commit."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from .. import info
+from . import peers
+
+
+def describe() -> dict[str, str]:
+    """Processor, cores, ISA of the compiled core, and the versions of everything measured."""
+    known = info()
+    result = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "isa": known.cpu.isa if known.cpu is not None else "none: no compiled core",
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "sparsekern": known.version,
+    }
+    return result | {name: peers.version(name) or "absent" for name in peers.PACKAGES}
+
+
+def stamp() -> dict[str, str]:
+    """Today's date, and the commit where the package runs from a git checkout."""
+    return {"date": datetime.date.today().isoformat(), "commit": _commit()}
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = fields.get("model name", platform.machine())
+    family = fields.get("cpu family")
+    return f"{name} (family {family}, model {fields.get('model')})" if family else name
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if "sparsekern/bench/machine.py" not in git("ls-files", "sparsekern/bench/machine.py"):
+            return ""
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "sparsekern", "csrc")
+        return git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

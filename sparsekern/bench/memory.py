@@ -1,0 +1,107 @@
+"""Peak memory of one contender, in a process of its own: ``python -m sparsekern.bench.memory``.
+
+What counts is the rise of the resident high-water mark during one call, above the inputs, less
+the bytes of what the call returns (a gradient is as large as the features, for everyone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from . import cases, contenders, inputs
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def measure(
+    case_id: str, name: str, *, quick: bool, backend: str, dtype: str, threads: int, timeout: float
+) -> int | None:
+    """Extra bytes at the peak of one call, or None where the system does not tell.
+
+    Args:
+        case_id: the case.
+        name: the contender.
+        quick: whether to take the case's smaller shapes.
+        backend: what sparsekern runs on.
+        dtype: name of the features' dtype.
+        threads: of torch.
+        timeout: seconds after which the process is given up.
+    """
+    if not _CLEAR.exists():
+        return None
+    command = [sys.executable, "-m", "sparsekern.bench.memory", case_id, name]
+    command += ["--backend", backend, "--dtype", dtype, "--threads", str(threads)]
+    command += ["--quick"] if quick else []
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    value = json.loads(done.stdout.strip().splitlines()[-1])
+    return None if value is None else int(value)
+
+
+def _high_water() -> int:
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def _extra_bytes(arguments: argparse.Namespace) -> int | None:
+    torch.set_num_threads(arguments.threads)
+    case = cases.find(arguments.case, arguments.quick)
+    assert isinstance(case, cases.FeatureCase)
+    contender = contenders.build(arguments.contender, case, arguments.backend)
+    if contender.call is None:
+        return None
+    dtype = getattr(torch, arguments.dtype)
+    # A call on tiny features first: libraries and thread stacks are not the contender's memory.
+    tiny = dataclasses.replace(case, n=8, dims=tuple(64 for _ in case.dims))
+    small = contenders.build(arguments.contender, tiny, arguments.backend).call
+    assert small is not None
+    small(inputs.make(tiny, dtype))
+    features = inputs.make(case, dtype)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR.write_text("5", encoding="utf-8")  # resets the high-water mark
+    except (OSError, AttributeError):
+        return None
+    before = _high_water()
+    result = contender.call(features)
+    after = _high_water()
+    returned = sum(x.numel() * x.element_size() for x in result)
+    return max(0, after - before - returned)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case")
+    parser.add_argument("contender")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    print(json.dumps(_extra_bytes(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    _main()

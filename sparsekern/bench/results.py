@@ -1,0 +1,169 @@
+"""What a run leaves: plain dataclasses, and their JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = 1
+
+
+@dataclass
+class Row:
+    """One contender on one case.
+
+    Attributes:
+        name: of the contender.
+        label: its name in tables.
+        status: "ok", "wrong" (outside the error bound), "failed" or "absent".
+        note: why, where the status is not "ok".
+        seconds: median time of a call; the time that is added per step for a training case.
+        low: lower quartile of the samples.
+        high: upper quartile.
+        samples: how many times it was timed.
+        error: against float64, as :mod:`sparsekern.bench.gate` defines it.
+        extra_bytes: peak memory above inputs and results.
+        step_share: of a training step's time, for a training case.
+    """
+
+    name: str
+    label: str
+    status: str = "ok"
+    note: str = ""
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    samples: int = 0
+    error: float | None = None
+    extra_bytes: int | None = None
+    step_share: float | None = None
+
+
+@dataclass
+class CaseResult:
+    """All contenders on one case, sparsekern first.
+
+    Attributes:
+        id: of the case.
+        suite: of the case.
+        title: the work.
+        reason: why these shapes.
+        rows: one per contender.
+        floor_seconds: the least time that the machine's measured rates allow, where defined.
+        floor_limit: what limits it: "operations" or "bytes".
+        error_bound: the error up to which a time counts, where there is a result to check.
+        details: further facts for the caption, such as the time of the step itself.
+        measured: date and commit.
+    """
+
+    id: str
+    suite: str
+    title: str
+    reason: str
+    rows: list[Row] = field(default_factory=list)
+    floor_seconds: float | None = None
+    floor_limit: str = ""
+    error_bound: float | None = None
+    details: str = ""
+    measured: dict[str, str] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row | None:
+        """The row of a contender, if it is there."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    def ratio(self, row: Row) -> float | None:
+        """A row's time over sparsekern's; None unless both results are right."""
+        ours = self.rows[0]
+        if row is ours or row.status != "ok" or ours.status != "ok":
+            return None
+        return row.seconds / ours.seconds if row.seconds and ours.seconds else None
+
+    def floor_share(self, row: Row) -> float | None:
+        """The floor over a row's time."""
+        return self.floor_seconds / row.seconds if self.floor_seconds and row.seconds else None
+
+
+@dataclass
+class Results:
+    """A file of results: one machine, one set of settings, any number of cases.
+
+    Attributes:
+        machine: processor and versions.
+        settings: threads, dtype, back end and the like: what times depend on.
+        floor: measured rates.
+        cases: in the order of the registry.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    floor: dict[str, float]
+    cases: list[CaseResult] = field(default_factory=list)
+
+    @property
+    def file_name(self) -> str:
+        """Where these settings are kept inside a folder of results."""
+        parts = ["cpu", f"{self.settings['threads']}-threads", self.settings["dtype"]]
+        parts += [self.settings["backend"]] if self.settings["backend"] != "cpu" else []
+        parts += ["quick"] if self.settings["quick"] else []
+        return "-".join(parts) + ".json"
+
+
+def to_json(results: Results) -> str:
+    """The text of a results file."""
+    return json.dumps({"schema": _SCHEMA, **dataclasses.asdict(results)}, indent=1) + "\n"
+
+
+def from_json(text: str) -> Results:
+    """Results from the text of a file.
+
+    Raises:
+        ValueError: for another schema than this version writes.
+    """
+    data = json.loads(text)
+    schema = data.pop("schema", None)
+    if schema != _SCHEMA:
+        raise ValueError(f"results of schema {schema!r}: this version reads {_SCHEMA}")
+    cases = [
+        CaseResult(**{**case, "rows": [Row(**row) for row in case["rows"]]})
+        for case in data.pop("cases")
+    ]
+    return Results(**data, cases=cases)
+
+
+def save(results: Results, folder: Path, order: list[str]) -> Path:
+    """Writes results to their file in a folder; cases that it already has are replaced.
+
+    Args:
+        results: what was measured.
+        folder: made if it is not there.
+        order: ids of all cases, in the order that the file keeps.
+
+    Raises:
+        ValueError: if the file holds results of another machine or other versions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / results.file_name
+    kept: list[CaseResult] = []
+    if path.exists():
+        old = from_json(path.read_text(encoding="utf-8"))
+        if (old.machine, old.settings) != (results.machine, results.settings):
+            raise ValueError(
+                f"{path} holds results of another machine, version or setting: "
+                "choose another --out or delete it"
+            )
+        fresh = {case.id for case in results.cases}
+        kept = [case for case in old.cases if case.id not in fresh]
+    merged = sorted(
+        kept + results.cases,
+        key=lambda case: order.index(case.id) if case.id in order else len(order),
+    )
+    path.write_text(to_json(dataclasses.replace(results, cases=merged)), encoding="utf-8")
+    return path
+
+
+def load_folder(folder: Path) -> list[Results]:
+    """All results of a folder, by file name."""
+    return [from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]

@@ -1,0 +1,145 @@
+"""How results look: numbers with units, the terminal's tables, Markdown."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from .results import CaseResult, Results, Row
+
+WIDTH = 100
+_HEADERS = ("", "time", "quartiles", "/ ours", "of floor", "error", "extra memory")
+_STEP_HEADERS = ("", "added", "quartiles", "/ ours", "of step", "error", "extra memory")
+
+
+def time_text(seconds: float | None) -> str:
+    """Three significant digits with the fitting unit."""
+    if seconds is None:
+        return "–"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 1e-6)} µs"
+
+
+def _digits(value: float) -> str:
+    size = abs(value)
+    decimals = 3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
+def bytes_text(count: int | None) -> str:
+    """Mebibytes, or gibibytes from 1 on."""
+    if count is None:
+        return "–"
+    mebibytes = count / 2**20
+    return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
+
+
+def ratio_text(case: CaseResult, row: Row) -> str:
+    """How many times sparsekern's time a row takes; no number for a wrong result."""
+    if row.status == "wrong":
+        return "wrong"
+    ratio = case.ratio(row)
+    return "–" if ratio is None else f"{_digits(ratio)}×"
+
+
+def cells(case: CaseResult, row: Row) -> tuple[str, ...]:
+    """One table row, as the headers of :func:`headers`."""
+    if row.seconds is None:
+        return (row.label, row.status, "", "", "", "", "")
+    few = "*" if row.samples < 4 else ""
+    quartiles = "–" if row.low is None else f"{time_text(row.low)} … {time_text(row.high)}"
+    share = row.step_share if row.step_share is not None else case.floor_share(row)
+    digits = 2 if row.step_share is not None else 0
+    return (
+        row.label,
+        time_text(row.seconds) + few,
+        "–" if row.samples == 1 else quartiles,
+        ratio_text(case, row),
+        "–" if share is None else f"{100 * share:.{digits}f}%",
+        "–" if row.error is None else f"{row.error:.0e}",
+        bytes_text(row.extra_bytes),
+    )
+
+
+def headers(case: CaseResult) -> tuple[str, ...]:
+    """Column headers of a case's table."""
+    is_step = any(row.step_share is not None for row in case.rows)
+    return _STEP_HEADERS if is_step else _HEADERS
+
+
+def notes(case: CaseResult) -> list[str]:
+    """What the numbers alone do not say: the floor, and why rows are absent, wrong or failed."""
+    lines = [case.details] if case.details else []
+    if case.floor_seconds is not None:
+        lines.append(f"floor {time_text(case.floor_seconds)}, set by {case.floor_limit}")
+    lines += [f"{row.label}: {row.status}, {row.note}" for row in case.rows if row.note]
+    if any(0 < row.samples < 4 for row in case.rows):
+        counts = {row.label: row.samples for row in case.rows if 0 < row.samples < 4}
+        lines.append("* few samples: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    return lines
+
+
+def terminal(case: CaseResult) -> Table:
+    """A rich table that fits 100 columns."""
+    caption = "\n".join(notes(case))
+    table = Table(
+        title=f"{case.id}  {case.title}",
+        caption=caption or None,
+        title_justify="left",
+        caption_justify="left",
+        width=WIDTH,
+    )
+    for index, header in enumerate(headers(case)):
+        table.add_column(
+            header,
+            justify="left" if index == 0 else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if index == 0 else None,
+        )
+    for row in case.rows:
+        table.add_row(*cells(case, row), style="dim" if row.seconds is None else None)
+    return table
+
+
+def heading(results: Results) -> str:
+    """One paragraph: the machine, the settings, the measured rates."""
+    machine, settings = results.machine, results.settings
+    peers = ", ".join(
+        f"{name} {machine[name]}" for name in ("torch_cka", "ckatorch", "pytorch_cka")
+    )
+    return (
+        f"{machine['processor']}, {settings['threads']} threads on {machine['cores']} cores, "
+        f"ISA {machine['isa']}; sparsekern {machine['sparsekern']} on the {settings['backend']} "
+        f"back end, torch {machine['torch']}, Python {machine['python']}, "
+        f"{machine['platform']}; {peers}. "
+        f"{settings['dtype']} features, matmul precision {settings['matmul_precision']!r}. "
+        f"Measured rates: torch.mm {results.floor['flops'] / 1e9:.0f} GFLOP/s, "
+        f"copy {results.floor['bandwidth'] / 1e9:.1f} GB/s."
+    )
+
+
+def markdown(case: CaseResult) -> str:
+    """A case as a Markdown section."""
+    names = headers(case)
+    lines = [
+        f"### {case.id}: {case.title}",
+        "",
+        f"{case.reason[0].upper()}{case.reason[1:]}.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|---" + "|---:" * (len(names) - 1) + "|",
+    ]
+    lines += ["| " + " | ".join(cells(case, row)) + " |" for row in case.rows]
+    measured = ", commit ".join(filter(None, case.measured.values()))
+    remarks = [*notes(case), f"measured {measured}" if measured else ""]
+    lines += ["", "; ".join(remark.lstrip("* ") for remark in remarks if remark) + "."]
+    return "\n".join(lines)
+
+
+def print_case(console: Console, case: CaseResult) -> None:
+    """Prints a case's table."""
+    console.print(terminal(case))
+    console.print()
