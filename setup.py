@@ -69,7 +69,7 @@ def leave_note(package_dir: Path, reason: str) -> None:
         f"Why:  {reason}.",
         "Then: every operator runs on the plain-PyTorch reference: the same results, slower.",
         "Fix:  install a C++17 compiler (g++ or clang++) and Python's headers, then install again;",
-        "      SPARSEKERN_CPU=1 turns a failing build into an error. `sparsekern info` repeats this.",
+        "      SPARSEKERN_CPU=1 makes a failing build an error. See also `sparsekern info`.",
     ]
     rule = "*" * 100
     print("\n".join(["", rule, *(f"* {line}" for line in lines), rule, ""]), file=sys.stderr)
