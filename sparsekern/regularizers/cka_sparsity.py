@@ -110,7 +110,6 @@ class CKASparsity:
         self.stages = [[name for name, _ in stage] for stage in blocks]
         self._names = [name for stage in self.stages for name in stage]
         self._check_pairs()
-        self._ever_ran = False
         self._warned: set[str] = set()
         self._collector = _Collector(self._core, len(self._names), samples)
         self._handles: list[RemovableHandle] = [
@@ -146,14 +145,13 @@ class CKASparsity:
             raise RuntimeError("this CKASparsity was removed from its model: attach a new one")
         ran, features = self._collector.take()
         if not ran:
-            if not self._ever_ran and self._core.training and torch.is_grad_enabled():
+            if not self._collector.called:
                 self._warn(
-                    "CKASparsity was called, but has seen no training-mode forward of its model. "
-                    "Call it after the forward; and if the model was compiled, attach it before "
-                    "the compiled model first runs"
+                    "CKASparsity was called, but has seen no forward of its model. Call it after "
+                    "the forward; and if the model is compiled, attach it before the compiled "
+                    "model first runs"
                 )
             return self._zero()
-        self._ever_ran = True
         collecting = self._collector.armed
         self.step += 1
         self._collector.armed = self.step % self.every == 0
@@ -281,6 +279,7 @@ class _Collector:
         self.samples = samples
         self.armed = core is not None  # the next training-mode forward collects
         self.active = False  # inside of such a forward
+        self.called = False  # the model's own hook has run: it was not compiled before
         self.ran = False  # there was a training-mode forward since take()
         self.without_grad = False
         self.features: list[Tensor | None] = []
@@ -289,6 +288,7 @@ class _Collector:
         """Forward pre-hook of the model."""
         if self._is_other_replica(module):
             return
+        self.called = True
         self.ran = module.training and torch.is_grad_enabled()
         self.active = self.armed and self.ran
         self.without_grad = False
