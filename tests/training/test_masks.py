@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from sparsekern.training.masks import StaticMasks, erk_counts, kept_in_all, random_masks
+from sparsekern.training.models import build_model
+
+RESNET8 = build_model("resnet8", width=16, channels=1, classes=10, seed=0)
+SHAPES = [tuple(p.shape) for n, p in RESNET8.named_parameters() if p.dim() > 1]
+SIZES = [math.prod(shape) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.5, 0.9, 0.95, 0.98, 0.999])
+def test_counts_add_up_exactly(sparsity):
+    counts = erk_counts(SHAPES, sparsity)
+    assert sum(counts) == sum(SIZES) - math.floor(sparsity * sum(SIZES))
+    assert all(0 <= count <= size for count, size in zip(counts, SIZES, strict=True))
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.95, 0.98])
+def test_counts_follow_the_sum_of_dimensions(sparsity):
+    counts = erk_counts(SHAPES, sparsity)
+    sparse = [i for i, count in enumerate(counts) if count < SIZES[i]]
+    assert sparse
+    left = kept_in_all(sum(SIZES), sparsity) - sum(
+        size for i, size in enumerate(SIZES) if i not in sparse
+    )
+    dimensions = {i: sum(SHAPES[i]) for i in sparse}
+    for i in sparse:
+        share = left * dimensions[i] / sum(dimensions.values())
+        assert abs(counts[i] - share) < 1
+    # A layer is dense only where its share would exceed it.
+    factor = left / sum(dimensions.values())
+    for i in set(range(len(SIZES))) - set(sparse):
+        assert factor * sum(SHAPES[i]) >= SIZES[i]
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
+def test_counts_refuse_other_sparsities(sparsity):
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
+        erk_counts(SHAPES, sparsity)
+
+
+def test_random_masks_have_the_counts_and_follow_the_seed():
+    weights = {str(i): torch.empty(shape) for i, shape in enumerate(SHAPES)}
+    first, again, other = (random_masks(weights, 0.95, seed) for seed in (3, 3, 4))
+    assert [int(mask.sum()) for mask in first.values()] == erk_counts(SHAPES, 0.95)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_static_masks_cover_convolutions_and_linear_layers_only():
+    model = build_model("resnet8", width=4, channels=1, classes=10, seed=0)
+    dense = {name: p.clone() for name, p in model.named_parameters()}
+    masks = StaticMasks(model, 0.9, seed=0)
+    assert masks.kept == kept_in_all(masks.total, 0.9)
+    for name, parameter in model.named_parameters():
+        expected = dense[name]
+        if parameter.dim() > 1:
+            expected = torch.where(masks.masks[name], expected, 0)
+        else:
+            assert name not in masks.masks
+        assert torch.equal(parameter, expected)
