@@ -55,8 +55,7 @@ def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = Non
     least = 3 if center == "u" else 1
     if n < least:
         raise ValueError(
-            f"x has {n} samples (shape {tuple(x.shape)}); "
-            f"center={center!r} needs at least {least}"
+            f"x has {n} samples (shape {tuple(x.shape)}); center={center!r} needs at least {least}"
         )
     result = _implementation(features).gram(features, resolved, center)
     return _finite(result, [("x", features)])
@@ -174,15 +173,11 @@ def cka_sum(
         named += _named_layers(group, f"groups[{index}]")
     flat = _check_layers(named, estimator)
     sizes = [len(group) for group in groups]
-    result = _implementation(flat[0]).cka_sum(
-        _split(flat, sizes), resolved, estimator, reduction
-    )
+    result = _implementation(flat[0]).cka_sum(_split(flat, sizes), resolved, estimator, reduction)
     return _finite(result, list(zip((name for name, _ in named), flat, strict=True)))
 
 
-def _pair(
-    operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: str
-) -> Tensor:
+def _pair(operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: str) -> Tensor:
     resolved = resolve_kernel(kernel)
     features = _check_layers([("x", x), ("y", y)], estimator)
     function: Callable[..., Tensor] = getattr(_implementation(features[0]), operator)
@@ -233,9 +228,7 @@ def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
     if x.dtype not in _DTYPES:
-        raise TypeError(
-            f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}"
-        )
+        raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.dim() == 2:
         return x
     if x.dim() == 0:

@@ -172,9 +172,7 @@ def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
     return level
 
 
-def centred_vectors(
-    xs: Sequence[Tensor], kernel: Kernel, estimator: str
-) -> tuple[Tensor, Tensor]:
+def centred_vectors(xs: Sequence[Tensor], kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
     """One row per layer: its centred Gram matrix, flattened, and whether it is more than noise.
 
     Returns:

@@ -1,0 +1,18 @@
+// AVX-512: compiled with its flags on x86-64, to null tables elsewhere.
+#include "table.h"
+
+#if defined(__AVX512F__)
+#define SK_VECTOR_BYTES 64
+#define SK_BLOCK_ROWS 8
+#include "micro.h"
+
+namespace sparsekern {
+const KernelTable<float>* avx512_f32() { return &kTableF32; }
+const KernelTable<double>* avx512_f64() { return &kTableF64; }
+}  // namespace sparsekern
+#else
+namespace sparsekern {
+const KernelTable<float>* avx512_f32() { return nullptr; }
+const KernelTable<double>* avx512_f64() { return nullptr; }
+}  // namespace sparsekern
+#endif

@@ -1,0 +1,67 @@
+"""How a similarity call is computed and what it keeps: pure functions of its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_TILE = 32  # kTile of the compiled core
+_SMALL_ROWS = 16  # kSmallRows
+_STATS_BYTES = 56  # sizeof(LayerStats)
+_ALIGNMENT = 64
+_LINEAR = 0
+
+# One multiplication in feature space costs this much against one on Gram matrices: packing is
+# cheaper (nothing is transposed), blocks are revisited more often. Measured, see the performance
+# notes in docs; the backward pass weighs in through torch.mm, which does not halve symmetric
+# products.
+_FORWARD_COST = 1.0
+_BACKWARD_COST = 2.0
+
+
+def feature_space_is_faster(
+    n: int, dims: Sequence[int], first: int, kernel: int, dtype: torch.dtype, keep: bool
+) -> bool:
+    """Whether linear HSIC and CKA are cheaper from d x d products than from n x n Gram matrices.
+
+    Args:
+        n: samples.
+        dims: features per layer.
+        first: the layers before this index are compared with those from it on; 0: all with all.
+        kernel: code of the kernel; only the linear one has a feature-space form.
+        dtype: of the features; 16-bit ones always take the Gram form, which widens them once.
+        keep: whether a backward pass follows.
+    """
+    if kernel != _LINEAR or dtype not in (torch.float32, torch.float64) or n <= _SMALL_ROWS:
+        return False
+    total = sum(dims)
+    own = sum(d * d for d in dims)
+    if first:
+        pairs = sum(dims[:first]) * sum(dims[first:])
+    else:
+        pairs = (total * total - own) // 2
+    # Multiply-adds: half of a symmetric product is its mirror.
+    gram = n * n * total // 2
+    feature = n * (own // 2 + pairs)
+    if keep:
+        gram += n * n * total
+        feature = int(_BACKWARD_COST * (feature + 2 * n * (own + 2 * pairs)))
+    return bool(_FORWARD_COST * feature < gram)
+
+
+def state_bytes(n: int, dims: Sequence[int], dtype: torch.dtype, in_features: bool) -> int:
+    """Bytes that a forward pass keeps for its backward pass; ``State`` in the compiled core."""
+    element = 8 if dtype == torch.float64 else 4
+    count = len(dims)
+    head = _aligned(count * _STATS_BYTES) + _aligned(count * count * 8)
+    if in_features:
+        return head + _ALIGNMENT  # its last byte: whether feature space was exact enough
+    panels = (n + _TILE - 1) // _TILE
+    tiles = panels * (panels + 1) // 2
+    means = 0 if n <= _SMALL_ROWS else sum(dims)
+    return head + _aligned(count * tiles * _TILE * _TILE * element) + _aligned(means * element)
+
+
+def _aligned(size: int) -> int:
+    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
