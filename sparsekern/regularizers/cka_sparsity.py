@@ -160,9 +160,8 @@ class CKASparsity:
         groups = self._groups(features)
         if not groups:
             self._warn(
-                "CKASparsity: the forward called none of "
-                f"{', '.join(self._names)}; where they are compiled one by one, attach it "
-                "before they first run"
+                f"CKASparsity: the forward called none of {', '.join(self._names)}. "
+                "If the model is compiled, attach it before the compiled model first runs"
             )
             return self._zero()
         if self._collector.without_grad:
@@ -331,11 +330,14 @@ class _Collector:
         """Whether this is DataParallel's copy of a module on another device than the first."""
         if not getattr(module, "_is_replica", False) or self.core is None:
             return False
-        home = next(self.core.parameters()).device.index
-        return torch.accelerator.current_device_index() != home
+        return torch.accelerator.current_device_index() != _device_index(self.core)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Collector, (None, self.blocks, self.samples))
+
+
+def _device_index(module: nn.Module) -> int | None:
+    return next(module.parameters()).device.index
 
 
 def _first_tensor(output: Any) -> Tensor | None:
