@@ -1,0 +1,67 @@
+"""``sparsekern bench`` itself: a quick run, its files, and wrong arguments."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from sparsekern.bench import command, floor, runner, timing
+
+
+def _parse(*words):
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("case", ["S3", "O1", "scale-d-1024"])
+def test_a_quick_run_prints_within_100_columns_and_writes_json(case, tmp_path, capsys):
+    before = torch.get_num_threads()
+    words = ("--quick", "--case", case, "--backend", "reference", "--threads", "1")
+    status = command.run(_parse(*words, "--compare", "eager,torch_mul", "--out", str(tmp_path)))
+    assert status == 0
+    assert torch.get_num_threads() == before
+    printed = capsys.readouterr().out
+    assert case in printed
+    assert max(len(line) for line in printed.splitlines() if "results in" not in line) <= 100
+    (path,) = tmp_path.glob("*.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["settings"]["threads"] == 1
+    assert data["machine"]["torch"] == torch.__version__
+    assert {row["status"] for result in data["cases"] for row in result["rows"]} == {"ok"}
+    assert all(result["measured"]["date"] for result in data["cases"])
+
+
+def test_report_fills_files_from_results(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "FULL", timing.QUICK)
+    monkeypatch.setattr(floor, "measure", lambda dtype, quick: floor.Floor(1e11, 1e10))
+    out = tmp_path / "results"
+    words = ("--case", "scale-n-16", "--backend", "reference", "--compare", "reference")
+    assert command.run(_parse(*words, "--out", str(out))) == 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench:tables -->\n<!-- /bench:tables -->\n", encoding="utf-8")
+    assert command.run(_parse("--report", str(page), "--results", str(out))) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "### scale-n-16" in text
+    assert "MiB" in text  # memory is measured in full runs
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--suite", "masked"), "--suite must be one of"),
+        (("--case", "S9"), "--case must be among"),
+        (("--backend", "tpu"), "--backend must be one of auto, cpu, reference"),
+        (("--dtype", "int8"), "--dtype must be one of"),
+        (("--compare", "scipy"), "--compare must be among"),
+        (("--threads", "0"), "--threads must be between 1 and"),
+        (("--case", "S2-imagenet", "--quick"), "without --quick"),
+        (("--report", "no-such-file.md"), "is not a file"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        command.run(_parse(*words))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,141 @@
+"""JSON round trip, Markdown, and that the documents agree with the committed results."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsekern.bench import report, results, table
+from sparsekern.bench.results import CaseResult, Results, Row
+
+_ROOT = Path(__file__).parents[2]
+_MACHINE = {
+    "processor": "P",
+    "cores": "2",
+    "isa": "avx2",
+    "platform": "Linux x86_64",
+    "python": "3.12",
+    "torch": "2.13",
+    "sparsekern": "0.1.0",
+    "torch_cka": "0.21",
+    "ckatorch": "absent",
+    "pytorch_cka": "1.1.3",
+}
+_SETTINGS = {
+    "backend": "cpu",
+    "dtype": "float32",
+    "threads": 2,
+    "matmul_precision": "highest",
+    "quick": False,
+}
+
+
+def _results(**changes):
+    case = CaseResult(
+        id="S1",
+        suite="similarity",
+        title="matrix",
+        reason="a network",
+        rows=[
+            Row(
+                "sparsekern", "sparsekern", seconds=0.1, low=0.09, high=0.11, samples=9, error=1e-7
+            ),
+            Row("eager", "eager", seconds=0.25, low=0.2, high=0.3, samples=9, error=1e-6),
+            Row("eager_centred", "eager, column-centred", seconds=0.05, samples=9, error=1e-6),
+            Row("torch_cka", "torch_cka", "wrong", "error 1, bound 1e-05", 4.0, 4.0, 4.0, 3, 1.0),
+            Row("pytorch_cka", "pytorch-cka", seconds=0.3, low=0.2, high=0.4, samples=2, error=0.0),
+            Row("ckatorch", "ckatorch", "absent", "ckatorch is not installed"),
+        ],
+        floor_seconds=0.08,
+        floor_limit="operations",
+        error_bound=1e-5,
+        measured={"date": "2025-01-01", "commit": "abc"},
+    )
+    settings = _SETTINGS | changes
+    return Results(dict(_MACHINE), settings, {"flops": 3e11, "bandwidth": 2e10}, [case])
+
+
+def test_json_round_trip():
+    original = _results()
+    assert results.from_json(results.to_json(original)) == original
+    with pytest.raises(ValueError, match="schema None"):
+        results.from_json("{}")
+
+
+def test_saving_replaces_cases_and_keeps_others(tmp_path):
+    order = ["S1", "S2"]
+    first = _results()
+    first.cases[0].id = "S2"
+    results.save(first, tmp_path, order)
+    path = results.save(_results(), tmp_path, order)
+    assert path.name == "cpu-2-threads-float32.json"
+    (loaded,) = results.load_folder(tmp_path)
+    assert [case.id for case in loaded.cases] == order
+    other = _results()
+    other.machine["processor"] = "Q"
+    with pytest.raises(ValueError, match="another machine"):
+        results.save(other, tmp_path, order)
+
+
+def test_tables_show_every_row_and_why_one_is_missing():
+    text = report.tables([_results()])
+    assert "| eager | 250 ms | 200 ms … 300 ms | 2.50× | 32% | 1e-06 | – |" in text
+    assert "| eager, column-centred | 50.0 ms | – | 0.50× |" in text  # a losing row stays in
+    assert "| torch_cka | 4.00 s* | 4.00 s … 4.00 s | wrong |" in text
+    assert "| ckatorch | absent |" in text
+    assert "ckatorch: absent, ckatorch is not installed" in text
+    assert "floor 80.0 ms, set by operations" in text
+
+
+def test_summary_takes_the_fastest_right_entry_point():
+    (line,) = [line for line in report.summary([_results()]).splitlines() if "matrix |" in line]
+    assert line == "| matrix | 100 ms | 50.0 ms (0.50×) | 300 ms (3.00×) | wrong | absent |  |"
+
+
+def test_filling_keeps_what_is_written_by_hand():
+    text = "hand\n<!-- bench:summary -->\nold\n<!-- /bench:summary -->\nnotes\n"
+    filled = report.fill(text, [_results()])
+    assert filled.startswith("hand\n")
+    assert filled.endswith("<!-- /bench:summary -->\nnotes\n")
+    assert "old" not in filled
+    assert report.fill(filled, [_results()]) == filled
+    with pytest.raises(ValueError, match="unknown block"):
+        report.fill(text.replace("summary", "other"), [])
+    with pytest.raises(ValueError, match="found no"):
+        report.fill("nothing here", [])
+
+
+def test_quick_runs_are_not_documented(tmp_path):
+    results.save(_results(quick=True), tmp_path, ["S1"])
+    assert report.committed(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_documents_agree_with_the_committed_results(name):
+    text = (_ROOT / name).read_text(encoding="utf-8")
+    committed = report.committed(_ROOT / report.RESULTS_FOLDER)
+    assert text == report.fill(text, committed), (
+        f"{name} and benchmarks/results differ: run sparsekern bench --report {name}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs"), (-2e-3, "-2.00 ms"), (None, "–")],
+)
+def test_times_have_three_digits(seconds, text):
+    assert table.time_text(seconds) == text
+
+
+def _python_blocks():
+    text = (_ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", _python_blocks())
+def test_the_readme_runs_as_written(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_shows_its_three_uses():
+    assert len(_python_blocks()) >= 3
