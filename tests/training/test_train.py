@@ -1,5 +1,6 @@
 """The command as a whole: results, resuming, Ctrl-C, pictures."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 
-from sparsekern.training import experiment, interrupt, loop
+from sparsekern.training import interrupt, loop
 from sparsekern.training.store import Store
 
 
@@ -97,7 +98,12 @@ def test_results_table_and_pictures(train, small, tmp_path, capsys):
 
 
 def test_without_matplotlib_all_but_the_pictures_works(train, small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(experiment.importlib.util, "find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
+    )
     assert train(*small, "--regularizer", "none", "--epochs", 1, "--out", tmp_path) == 0
     assert "pip install 'sparsekern[plots]'" in capsys.readouterr().out
     assert (tmp_path / "summary.json").exists()
