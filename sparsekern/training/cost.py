@@ -68,14 +68,14 @@ def _pair_cka(x: Tensor, y: Tensor, estimator: str) -> Tensor:
 
 def _biased_hsic(k: Tensor, m: Tensor) -> Tensor:
     n = len(k)
-    h = torch.eye(n) - torch.full((n, n), 1 / n)
+    h = torch.eye(n, dtype=k.dtype) - 1 / n
     return torch.trace(k @ h @ m @ h) / (n - 1) ** 2
 
 
 def _unbiased_hsic(k: Tensor, m: Tensor) -> Tensor:
     n = len(k)
     k, m = k - torch.diag(k.diagonal()), m - torch.diag(m.diagonal())
-    ones = torch.ones(n, 1)
+    ones = k.new_ones(n, 1)
     trace = torch.trace(k @ m)
     means = (ones.T @ k @ ones) * (ones.T @ m @ ones) / ((n - 1) * (n - 2))
     cross = 2 / (n - 2) * (ones.T @ k @ m @ ones)

@@ -200,3 +200,12 @@ def test_a_second_ctrl_c_stops_at_once_and_handlers_return():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_demo_compares_and_can_be_repeated(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seeds in (1, 2):
+        tiny = ["--width", 4, "--epochs", 1, "--seeds", seeds, "--threads", 1]
+        assert train("--demo", *tiny) == 0
+        runs = [r for r in without_times(tmp_path / "runs/demo") if r["kind"] == "run"]
+        assert [r["regularizer"] for r in runs] == ["none", "ckasr"] * seeds
