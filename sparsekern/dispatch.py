@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 import torch
 
@@ -22,26 +22,26 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-# None: the environment decides, read at the first call.
-_requested: ContextVar[str | None] = ContextVar("sparsekern_backend", default=None)
-_environment: str | None = None
+# The back end asked for by the innermost ``backend(...)``; None: the environment decides. One for
+# the process, as torch's own switches are: worker threads (DataParallel, autograd) see it, and
+# torch.compile guards on it.
+_requested: str | None = None
 
 
 def requested() -> str:
     """The back end asked for: the innermost ``backend(...)``, else SPARSEKERN_BACKEND, or auto."""
-    global _environment
-    choice = _requested.get()
-    if choice is not None:
-        return choice
-    if _environment is None:
-        value = os.environ.get("SPARSEKERN_BACKEND", "auto")
-        _environment = _checked(value, "the environment variable SPARSEKERN_BACKEND")
-    return _environment
+    return _requested or _environment()
+
+
+@functools.cache
+def _environment() -> str:
+    value = os.environ.get("SPARSEKERN_BACKEND", "auto")
+    return _checked(value, "the environment variable SPARSEKERN_BACKEND")
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs the operators inside the ``with`` block on one back end.
+    """Runs the operators inside the ``with`` block on one back end, in every thread.
 
     Args:
         name: ``"reference"`` (plain PyTorch), ``"cpu"`` (the compiled core), ``"triton"``,
@@ -55,11 +55,12 @@ def backend(name: str) -> Iterator[None]:
     reason = missing_reason(name)
     if reason:
         raise RuntimeError(f"the {name} back end is not available: {reason}")
-    token = _requested.set(name)
+    global _requested
+    before, _requested = _requested, name
     try:
         yield
     finally:
-        _requested.reset(token)
+        _requested = before
 
 
 def missing_reason(name: str) -> str:
@@ -77,12 +78,21 @@ def select(device: torch.device) -> str:
     Raises:
         RuntimeError: if the back end asked for is missing here or does not run on the device.
     """
-    choice = requested()
+    return _select(_requested, device.type)
+
+
+def _select(asked: str | None, device_type: str) -> str:
+    choice = asked or _environment()
     if choice == "auto":
-        return "cpu" if device.type == "cpu" and not native.cpu_missing_reason() else "reference"
+        return "cpu" if device_type == "cpu" and not native.cpu_missing_reason() else "reference"
     reason = missing_reason(choice)
-    if not reason and choice == "cpu" and device.type != "cpu":
-        reason = f"it runs on CPU tensors, and these are on {device}"
+    if not reason and choice == "cpu" and device_type != "cpu":
+        reason = f"it runs on CPU tensors, and these are on {device_type}"
     if reason:
         raise RuntimeError(f"the {choice} back end was asked for and cannot run: {reason}")
     return choice
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo: the compiler
+# calls this while tracing instead of tracing through the loading of a module.
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]

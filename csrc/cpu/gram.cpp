@@ -1,7 +1,6 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "buffer.h"
 #include "dispatch.h"
@@ -15,7 +14,6 @@ constexpr int64_t kDepth = 256;
 constexpr int64_t kSplitRows = 512;
 // Panels of the packed right operand that share the second-level cache in large problems.
 constexpr int64_t kBlockPanels = 16;
-constexpr int64_t kSmallLanes = 10 * 16 * 16;  // 4 x 4 blocks of 16 rows, lower half, 16 lanes
 
 int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
@@ -282,15 +280,17 @@ template <class T>
 void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
   const Share share = share_columns(problem, kDepth);
   const int rows = int((problem.n + 3) / 4 * 4);
-  Buffer<T> lanes(int64_t(share.flat.size()) * kSmallLanes);
-  std::fill(lanes.data(), lanes.data() + int64_t(share.flat.size()) * kSmallLanes, T(0));
+  const int64_t blocks = (rows / 4) * (rows / 4 + 1) / 2;  // of 4 x 4 rows, lower half
+  const int64_t segment_lanes = blocks * 16 * 16;
+  Buffer<T> lanes(int64_t(share.flat.size()) * segment_lanes);
+  std::fill(lanes.data(), lanes.data() + lanes.size(), T(0));
   std::vector<double> squares(share.flat.size(), 0.0);
 #pragma omp parallel num_threads(problem.threads) if (problem.threads > 1)
   {
     alignas(64) T chunk[kSmallRows * kDepth];
     alignas(64) T means[kDepth];
     alignas(64) double sums[kDepth];
-    std::memset(chunk, 0, sizeof chunk);
+    std::fill(chunk + problem.n * kDepth, chunk + rows * kDepth, T(0));
     RowReader<T> reader(problem, kSmallRows, kDepth);
 #pragma omp for schedule(static, 1)
     for (int t = 0; t < problem.threads; ++t)
@@ -302,7 +302,7 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
           const int64_t padded = small_chunk(problem, problem.layers[size_t(segment.layer)], reader,
                                              begin, cols, sums, means, chunk, &squares[index]);
           kernels<T>().small_gram(chunk, kDepth, rows, padded,
-                                  lanes.data() + int64_t(index) * kSmallLanes);
+                                  lanes.data() + int64_t(index) * segment_lanes);
         }
       }
   }
@@ -317,8 +317,10 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
         for (int entry = 0; entry < 16; ++entry) {
           double sum = 0;
           for (size_t part : share.of_layer[layer]) {
-            const T* lane = lanes.data() + int64_t(part) * kSmallLanes + (block * 16 + entry) * 16;
-            for (int v = 0; v < 16; ++v) sum += double(lane[v]);
+            const T* lane = lanes.data() + int64_t(part) * segment_lanes + (block * 16 + entry) * 16;
+            for (int v = 0; v < 4; ++v)
+              sum += (double(lane[v]) + double(lane[v + 4])) +
+                     (double(lane[v + 8]) + double(lane[v + 12]));
           }
           const int i = i0 + entry / 4, j = j0 + entry % 4;
           tile[i * kTile + j] = tile[j * kTile + i] = T(sum);

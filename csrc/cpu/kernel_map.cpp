@@ -140,16 +140,22 @@ void row_sums(const Problem& problem, const T* tiles, double* sums) {
   for (int64_t i = 0; i < panels; ++i) {
     double* out = sums + i * kTile;
     std::fill(out, out + kTile, 0.0);
-    for (int64_t j = 0; j <= i; ++j) {
+    // The diagonal tile is whole and symmetric: its column sums are its row sums.
+    for (int64_t j = i; j < panels; ++j) {
+      const int64_t rows = std::min<int64_t>(kTile, problem.n - j * kTile);
+      kernels<T>().add_columns(tiles + tile_offset(j, i), kTile, rows, kTile, out);
+    }
+    const int64_t rows = std::min<int64_t>(kTile, problem.n - i * kTile);
+    for (int64_t j = 0; j < i; ++j) {
       const T* tile = tiles + tile_offset(i, j);
-      for (int r = 0; r < kTile; ++r) {
+      for (int64_t r = 0; r < rows; ++r) {
         double sum = 0;
-        for (int c = 0; c < kTile; ++c) sum += double(tile[r * kTile + c]);
+        for (int c = 0; c < kTile; c += 4)
+          sum += (double(tile[r * kTile + c]) + double(tile[r * kTile + c + 1])) +
+                 (double(tile[r * kTile + c + 2]) + double(tile[r * kTile + c + 3]));
         out[r] += sum;
       }
     }
-    for (int64_t j = i + 1; j < panels; ++j)
-      kernels<T>().add_columns(tiles + tile_offset(j, i), kTile, kTile, kTile, out);
   }
 }
 

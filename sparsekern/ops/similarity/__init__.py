@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -271,7 +272,9 @@ def _finite(result: Tensor, named: list[tuple[str, Tensor]]) -> Tensor:
     """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
     if result.device.type != "cpu" or torch.compiler.is_compiling():
         return result
-    if torch.isfinite(result.detach()).all():
+    # The sum of finite numbers may overflow, but no sum hides one that is not finite.
+    total = result if result.dim() == 0 else result.detach().sum()
+    if math.isfinite(total.item()) or torch.isfinite(result.detach()).all():
         return result
     for name, x in named:
         if not torch.isfinite(x.detach()).all():

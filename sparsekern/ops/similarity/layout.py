@@ -37,10 +37,7 @@ def feature_space_is_faster(
         return False
     total = sum(dims)
     own = sum(d * d for d in dims)
-    if first:
-        pairs = sum(dims[:first]) * sum(dims[first:])
-    else:
-        pairs = (total * total - own) // 2
+    pairs = sum(dims[:first]) * sum(dims[first:]) if first else (total * total - own) // 2
     # Multiply-adds: half of a symmetric product is its mirror.
     gram = n * n * total // 2
     feature = n * (own // 2 + pairs)

@@ -83,7 +83,7 @@ def squared_distances(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
 
 
 def median_with_diagonal(distances: Tensor) -> Tensor:  # (n, n) -> ()
-    """numpy's median over all n² entries: the mean of the two middle ones where n² is even."""
+    """Median over all n² entries, as numpy takes it: the mean of the two middle ones where n² is even."""
     flat = distances.flatten()
     count = flat.numel()
     low = flat.kthvalue((count - 1) // 2 + 1).values
@@ -145,13 +145,16 @@ def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:  # (n, d) -> 
 
 
 def _gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
-    if center is None and isinstance(kernel, Linear):
-        features = x.to(accumulation_dtype(x.dtype))
-        return features @ features.T
-    k = kernel_matrix(x, kernel)
-    if center is None:
-        return k
-    return u_center(k) if center == "u" else double_center(k)
+    if center is not None:
+        k = kernel_matrix(x, kernel)
+        return u_center(k) if center == "u" else double_center(k)
+    if isinstance(kernel, RBF):
+        return kernel_matrix(x, kernel)
+    # Without centring every entry counts for itself, to the rounding of its own two samples.
+    cosine = isinstance(kernel, Cosine)
+    features = unit_rows(x) if cosine else x.to(accumulation_dtype(x.dtype))
+    dots = features @ features.T
+    return (dots + kernel.c) ** kernel.degree if isinstance(kernel, Polynomial) else dots
 
 
 def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
