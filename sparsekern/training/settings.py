@@ -91,7 +91,7 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(Settings))
 # chosen on validation images, see docs/results.md.
 _REGULARIZER_DEFAULTS: dict[str, dict[str, Any]] = {
     "none": {"beta": 0.0, "samples": 8, "every": 5},
-    "ckasr": {"beta": 0.1, "samples": 8, "every": 5},
+    "ckasr": {"beta": 0.03, "samples": 8, "every": 5},
     "augckasr": {"beta": 0.1, "samples": ALL_SAMPLES, "every": 1},
 }
 DEMO: dict[str, Any] = {"model": "resnet8", "compare": True, "seeds": 3, "epochs": 40}
