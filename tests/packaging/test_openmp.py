@@ -21,7 +21,6 @@ import json, re, sys
 import torch
 from sparsekern import native
 core = native.cpu()
-before = torch.get_num_threads()
 ran = [core.parallel_threads(count) for count in (1, 2)]
 with open("/proc/self/maps") as maps:
     files = {line.split()[-1] for line in maps if re.search(r"/lib(g|i)?omp5?[-.\\d]", line)}
