@@ -22,7 +22,7 @@ class CKASparsity:
     """Lowers the similarity between the layers of a network: CKA-SR (Ni et al. 2023).
 
     Interlayer similarity makes weights dense; adding ``beta · Σ_stages Σ_{i,j} CKA(X_i, X_j)`` to
-    the task's loss (arXiv 2307.07389, eq. 5 and appendix) lowers it, whatever makes the network
+    the task's loss (arXiv 2307.07389, appendix) lowers it, whatever makes the network
     sparse. ``X_i`` are the outputs of the residual blocks, flattened per sample; pairs are taken
     inside a stage, ordered, ``i = j`` included (a constant). With ``pairs="all"`` the loss is
     AugCKA-SR, ``beta`` times the mean of CKA over the pairs ``i < j`` of all blocks of all stages.
