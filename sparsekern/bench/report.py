@@ -99,8 +99,23 @@ def _summary_table(results: Results) -> str:
         own = table.time_text(ours.seconds) + (" (wrong)" if ours.status == "wrong" else "")
         others = [_fastest(case, names) for names in _COLUMNS.values()]
         lines.append(f"| {case.title} | {own} | " + " | ".join(others) + " |")
-    lines += ["", table.heading(results)]
+    lines += ["", *_summary_sentences(results), table.heading(results)]
     return "\n".join(lines)
+
+
+def _summary_sentences(results: Results) -> list[str]:
+    """What does not fit the table's columns: the share of a training step, the cost of a call."""
+    lines = []
+    for case in results.cases:
+        ours = case.rows[0]
+        if ours.step_share is not None:
+            lines += [f"{case.title} takes {100 * ours.step_share:.2f}% of the step's time.", ""]
+        elif case.row("torch_mul") is not None:
+            others = ", ".join(
+                f"{row.label} {table.time_text(row.seconds)}" for row in case.rows[1:]
+            )
+            lines += [f"The {case.title}: {table.time_text(ours.seconds)} ({others}).", ""]
+    return lines
 
 
 def _is_compared(case: CaseResult) -> bool:

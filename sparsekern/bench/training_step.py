@@ -8,7 +8,6 @@ run its hooks, which a third model with the defaults is there to show in the cap
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
+from ..regularizers import CKASparsity
+from ..training.models import build_model, similarity_groups
 from . import baselines
 from .cases import TrainingCase
 from .contenders import LABELS, OURS
@@ -58,20 +59,16 @@ class _Step:
     """A training step of its own model, with one of the regularisers or none."""
 
     def __init__(self, case: TrainingCase, kind: str, every: int) -> None:
-        models = importlib.import_module("sparsekern.training.models")
-        regularizers = importlib.import_module("sparsekern.regularizers")
-        self.model = models.build_model("resnet20", width=16, channels=3, classes=10, seed=0)
+        self.model = build_model("resnet20", width=16, channels=3, classes=10, seed=0)
         self.penalty: Callable[[], Tensor] | None = None
         if kind == OURS:
-            self.penalty = regularizers.CKASparsity(
-                self.model, beta=_BETA, samples=case.samples, every=every
-            )
+            self.penalty = CKASparsity(self.model, beta=_BETA, samples=case.samples, every=every)
         elif kind != "none":
             losses: dict[str, Callable[[baselines.Groups], Tensor]] = {
                 "eager": baselines.eager_backward_loss,
                 "authors": baselines.authors_loss,
             }
-            stages = models.similarity_groups("resnet20")
+            stages = similarity_groups("resnet20")
             self.penalty = _PlainPenalty(self.model, stages, case.samples, losses[kind])
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True

@@ -92,6 +92,22 @@ def test_summary_takes_the_fastest_right_entry_point():
     assert line == "| matrix | 100 ms | 50.0 ms (0.50×) | 300 ms (3.00×) | wrong | absent |  |"
 
 
+def test_summary_tells_the_share_of_a_step_and_the_cost_of_a_call():
+    measured = _results()
+    step = Row("sparsekern", "sparsekern", seconds=1e-4, samples=9, step_share=0.00512)
+    call = [
+        Row("sparsekern", "sparsekern", seconds=5e-6, samples=9),
+        Row("torch_mul", "torch.mul", seconds=1e-6, samples=9),
+    ]
+    measured.cases += [
+        CaseResult("R1", "regularizers", "CKA-SR in a step", "r", [step]),
+        CaseResult("O1", "similarity", "host cost of a call", "r", call),
+    ]
+    text = report.summary([measured])
+    assert "CKA-SR in a step takes 0.51% of the step's time." in text
+    assert "The host cost of a call: 5.00 µs (torch.mul 1.00 µs)." in text
+
+
 def test_filling_keeps_what_is_written_by_hand():
     text = "hand\n<!-- bench:summary -->\nold\n<!-- /bench:summary -->\nnotes\n"
     filled = report.fill(text, [_results()])
