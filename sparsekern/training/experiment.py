@@ -90,7 +90,7 @@ def _train(settings: Settings, store: Store, console: Console, stop: StopRequest
     }
     runs = list(itertools.product(range(settings.seeds), settings.losses))
     with _progress(console) as progress:
-        task = progress.add_task("", total=None, loss="-", accuracy="-")
+        task = progress.add_task("getting ready", total=None, loss="-", accuracy="-")
         for index, (seed, loss) in enumerate(runs):
             if (loss, seed) in complete:
                 continue

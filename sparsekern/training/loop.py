@@ -54,6 +54,7 @@ class TrainingRun:
         self._batches = self._shuffle()
         self._sums = _no_sums()
         self._seconds = 0.0
+        self._running_loss = math.nan
 
     def _attach(self) -> CKASparsity | None:
         settings = self._settings
@@ -92,8 +93,8 @@ class TrainingRun:
 
     @property
     def running_loss(self) -> float:
-        """The mean loss so far in this epoch."""
-        return float(self._sums["loss"] / max(1, self._sums["seen"]))
+        """The mean loss so far in this epoch; right after an epoch, that of the epoch."""
+        return self._running_loss
 
     def step(self) -> Record | None:
         """Trains on one batch.
@@ -137,6 +138,7 @@ class TrainingRun:
         self._sums["correct"] += int((logits.argmax(dim=1) == labels).sum())
         self._sums["seen"] += len(labels)
         self._sums["penalty"] += penalty
+        self._running_loss = self._sums["loss"] / self._sums["seen"]
 
     def _end_epoch(self) -> Record:
         sums = self._sums

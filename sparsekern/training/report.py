@@ -23,7 +23,7 @@ def summarise(settings: Settings, records: Sequence[Record], cost: Cost | None) 
     Returns:
         ``"losses"``: per regulariser and measure ``{"mean", "std"}``; with two regularisers also
         ``"paired"``: per measure ``{"mean", "standard_error"}`` of the difference (with the
-        regulariser minus without; no standard error for a single seed); ``"cost"`` or None.
+        regulariser minus without); ``"cost"`` or None. A single seed has no spread: None.
     """
     runs = {
         loss: {r["seed"]: r for r in records if r["kind"] == "run" and r["regularizer"] == loss}
@@ -48,8 +48,8 @@ def summarise(settings: Settings, records: Sequence[Record], cost: Cost | None) 
     return summary
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    std = statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
 
 
@@ -73,9 +73,9 @@ def results_table(summary: Record) -> Table:
         accuracy, inside, everywhere, seconds = (measures[measure] for measure in _MEASURES)
         table.add_row(
             label(loss),
-            f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['std']:.2f}",
-            f"{inside['mean']:.3f} ± {inside['std']:.3f}",
-            f"{everywhere['mean']:.3f} ± {everywhere['std']:.3f}",
+            _with_spread(accuracy, ".2f", 100),
+            _with_spread(inside, ".3f"),
+            _with_spread(everywhere, ".3f"),
             f"{seconds['mean']:.1f}",
         )
     if "paired" in summary:
@@ -83,18 +83,18 @@ def results_table(summary: Record) -> Table:
         table.add_section()
         table.add_row(
             "difference ± s.e.",
-            _signed(accuracy, 100, 2),
-            _signed(inside, 1, 3),
-            _signed(everywhere, 1, 3),
+            _with_spread(accuracy, "+.2f", 100),
+            _with_spread(inside, "+.3f"),
+            _with_spread(everywhere, "+.3f"),
             f"{seconds['mean']:+.1f}",
         )
     return table
 
 
-def _signed(difference: dict[str, Any], scale: float, digits: int) -> str:
-    text = f"{scale * difference['mean']:+.{digits}f}"
-    error = difference["standard_error"]
-    return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+def _with_spread(value: dict[str, Any], form: str, scale: float = 1) -> str:
+    mean, spread = value.values()
+    text = f"{scale * mean:{form}}"
+    return text if spread is None else f"{text} ± {scale * spread:{form.removeprefix('+')}}"
 
 
 def cost_line(cost: Cost) -> str:
