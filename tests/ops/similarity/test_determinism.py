@@ -14,7 +14,7 @@ from . import oracle
 from .oracle import ESTIMATORS, KERNELS
 
 # CKA-SR's eight samples; both forms of the linear kernel; more than one tile of the Gram matrix.
-CASES = [(8, (4099, 17)), (300, (4, 6)), (130, (30, 150))]
+CASES = [(8, (4099, 17)), (160, (4, 6)), (130, (30, 150))]
 # The kernels differ in what is done to single entries of the Gram matrix: two of them reduce
 # over it in ways of their own (the median, the row norms); the others are covered by "linear".
 REDUCING = {name: KERNELS[name] for name in ("linear", "rbf-median", "cosine")}
@@ -61,12 +61,12 @@ def test_bits_and_threads(n: int, widths: tuple[int, ...], kernel: sk.Linear) ->
             assert oracle.relative_norm([b], [a]) <= 2e-5
 
 
-@pytest.mark.parametrize("n", [4, 8, 33, 150])
+@pytest.mark.parametrize("n", [4, 8, 33])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_matrices_are_symmetric_to_the_bit(n: int, kernel: sk.Linear, estimator: str) -> None:
     for dtype in (torch.float32, torch.float64):
-        for count in (2, 5, 12):
+        for count in (5, 12):
             xs = [x / x.shape[1] ** 0.5 for x in oracle.layers(n, (5, 7, 90) * 4, dtype)[:count]]
             for function in (sk.hsic_matrix, sk.cka_matrix):
                 matrix = function(xs, kernel=kernel, estimator=estimator)
