@@ -8,6 +8,7 @@
 #include <omp.h>
 #endif
 
+#include "cpu/buffer.h"
 #include "cpu/dispatch.h"
 #include "cpu/similarity.h"
 
@@ -56,6 +57,19 @@ std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
 
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
+// The caller's memory for what a backward pass needs, or, at address 0, this call's own.
+template <class T>
+class StateMemory {
+ public:
+  StateMemory(const Problem& problem, uintptr_t address)
+      : own_(address ? 0 : State<T>::bytes(problem)), data_(address ? at(address) : own_.data()) {}
+  void* data() { return data_; }
+
+ private:
+  Buffer<char> own_;
+  void* data_;
+};
+
 int64_t state_bytes(int64_t n, const std::vector<int64_t>& dims, bool is_double) {
   Problem problem;
   problem.n = n;
@@ -70,7 +84,8 @@ void compare(int64_t n, const Layers& layers, const Options& options, int quanti
   const Comparison comparison = {Quantity(quantity), first};
   with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    compare_forward<T>(problem, comparison, at(state), static_cast<T*>(at(out)));
+    StateMemory<T> memory(problem, state);
+    compare_forward<T>(problem, comparison, memory.data(), static_cast<T*>(at(out)));
   });
 }
 
@@ -81,7 +96,8 @@ bool compare_in_feature_space(int64_t n, const Layers& layers, const Options& op
   const Comparison comparison = {Quantity(quantity), first};
   return with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    return compare_features<T>(problem, comparison, at(state), static_cast<T*>(at(out)));
+    StateMemory<T> memory(problem, state);
+    return compare_features<T>(problem, comparison, memory.data(), static_cast<T*>(at(out)));
   });
 }
 
@@ -119,7 +135,8 @@ void group_sum(int64_t n, const Layers& layers, const Options& options,
   const Problem problem = make_problem(n, layers, options, threads);
   with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    *static_cast<T*>(at(out)) = sum_forward<T>(problem, {sizes, mean}, at(state));
+    StateMemory<T> memory(problem, state);
+    *static_cast<T*>(at(out)) = sum_forward<T>(problem, {sizes, mean}, memory.data());
   });
 }
 

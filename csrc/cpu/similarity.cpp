@@ -50,38 +50,48 @@ double tile_row_dot(const T* a, const T* b, int64_t i) {
          kernels<T>().dot(a + at + below, b + at + below, kTileArea);
 }
 
+// Calls body(row, column, entry) for the entries of the lower tiles inside the matrix, rows of
+// tiles in parallel, longest first.
+template <class T, class Body>
+void for_each_entry(const Problem& problem, T* tiles, Body body) {
+#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (problem.panels() > 4)
+  for (int64_t i = problem.panels() - 1; i >= 0; --i)
+    for (int64_t j = 0; j <= i; ++j) {
+      const int64_t rows = std::min<int64_t>(kTile, problem.n - i * kTile);
+      const int64_t cols = std::min<int64_t>(kTile, problem.n - j * kTile);
+      T* tile = tiles + tile_offset(i, j);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < cols; ++c) body(i * kTile + r, j * kTile + c, tile[r * kTile + c]);
+    }
+}
+
 // K -> scale * (K - a_i - a_j), with the diagonal cleared for U-centring. A symmetric projection,
 // so it serves a Gram matrix and a gradient alike.
 template <class T>
 void center_tiles(const Problem& problem, double scale, T* tiles) {
+  if (problem.centring == Centring::kNone) return;
   const int64_t n = problem.n;
   const bool u = problem.centring == Centring::kU;
-  if (problem.centring != Centring::kNone) {
-    if (u)
-      for (int64_t i = 0; i < n; ++i) diagonal_entry(tiles, i) = 0;
-    std::vector<double> sums(size_t(problem.padded()));
-    row_sums(problem, tiles, sums.data());
-    double total = 0;
-    for (int64_t i = 0; i < n; ++i) total += sums[size_t(i)];
-    const double own = u ? double(n - 2) : double(n);
-    const double all = u ? double(n - 1) * double(n - 2) : double(n) * double(n);
-    std::vector<T> shift(size_t(problem.padded()), T(0));
-    for (int64_t i = 0; i < n; ++i) shift[size_t(i)] = T(sums[size_t(i)] / own - 0.5 * total / all);
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (problem.panels() > 4)
-    for (int64_t i = problem.panels() - 1; i >= 0; --i) {
-      const int64_t rows = std::min<int64_t>(kTile, n - i * kTile);
-      for (int64_t j = 0; j <= i; ++j) {
-        const int64_t cols = std::min<int64_t>(kTile, n - j * kTile);
-        T* tile = tiles + tile_offset(i, j);
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < cols; ++c)
-            tile[r * kTile + c] = T(scale) * (tile[r * kTile + c] - (shift[size_t(i * kTile + r)] +
-                                                                     shift[size_t(j * kTile + c)]));
-        if (u && i == j)
-          for (int64_t r = 0; r < rows; ++r) tile[r * (kTile + 1)] = 0;
-      }
-    }
+  // Equal entries must centre to exact zero. Float sums in double are exact; double ones are not,
+  // so there one entry is taken off all of them first, which centring cannot see.
+  if (sizeof(T) == sizeof(double) && n > 1) {
+    const T pivot = tiles[kTile];  // row 1, column 0
+    for_each_entry(problem, tiles, [&](int64_t, int64_t, T& entry) { entry -= pivot; });
   }
+  if (u)
+    for (int64_t i = 0; i < n; ++i) diagonal_entry(tiles, i) = 0;
+  std::vector<double> shift(size_t(problem.padded()));
+  row_sums(problem, tiles, shift.data());
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += shift[size_t(i)];
+  const double own = u ? double(n - 2) : double(n);
+  const double all = u ? double(n - 1) * double(n - 2) : double(n) * double(n);
+  for (double& value : shift) value = value / own - 0.5 * total / all;
+  for_each_entry(problem, tiles, [&](int64_t row, int64_t column, T& entry) {
+    entry = T(scale * (double(entry) - (shift[size_t(row)] + shift[size_t(column)])));
+  });
+  if (u)
+    for (int64_t i = 0; i < n; ++i) diagonal_entry(tiles, i) = 0;
 }
 
 // As linear_noise, for any kernel: relative to the trace of K, or to its norm for RBF, whose tiny
@@ -229,10 +239,12 @@ void write_comparison(const Problem& problem, const Comparison& comparison, cons
       double value;
       if (comparison.quantity == Quantity::kHsic)
         value = product * stats[i].scale * stats[j].scale / hsic_divisor(problem);
-      else if (stats[i].norm == 0 || stats[j].norm == 0)
-        value = 0;
-      else
-        value = product / stats[i].norm / stats[j].norm;
+      else {
+        // Not 0 where either norm is NaN: a layer that is not finite must show. The product of
+        // norms is symmetric to the bit, and in range: Gram matrices are kept near 1.
+        const double norms = stats[i].norm * stats[j].norm;
+        value = norms == 0 ? 0 : product / norms;
+      }
       out[i * columns + c] = T(value);
     }
 }
@@ -342,7 +354,7 @@ T sum_forward(const Problem& problem, const Grouping& grouping, void* memory) {
     total += grouping.mean ? squares / mean_pairs(problem) : squares;
     begin += size;
   }
-  return T(total);
+  return T(grouping.mean && problem.count() == 1 ? 0 * total : total);  // no pair, or NaN
 }
 
 template <class T>

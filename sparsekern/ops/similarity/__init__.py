@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
-from . import reference
+from . import cpu, reference
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial, resolve_kernel
 
 __all__ = [
@@ -26,7 +26,9 @@ __all__ = [
     "hsic_matrix",
 ]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_LEAST_SAMPLES = {"unbiased": 4, "biased": 2}
+_PAIR_NAMES = ("x", "y")
 
 
 def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = None) -> Tensor:
@@ -59,7 +61,7 @@ def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = Non
             f"x has {n} samples (shape {tuple(x.shape)}); center={center!r} needs at least {least}"
         )
     result = _implementation(features).gram(features, resolved, center)
-    return _finite(result, [("x", features)])
+    return _finite(result, [features], ["x"])
 
 
 def hsic(
@@ -169,21 +171,23 @@ def cka_sum(
         raise TypeError(f"groups must be a list of lists of tensors, got {type(groups).__name__}")
     if not groups:
         raise ValueError("groups is empty: expected at least one list of features")
-    named: list[tuple[str, Tensor]] = []
+    names: list[str] = []
+    layers: list[Tensor] = []
     for index, group in enumerate(groups):
-        named += _named_layers(group, f"groups[{index}]")
-    flat = _check_layers(named, estimator)
+        names += _layer_names(group, f"groups[{index}]")
+        layers += group
+    flat = _check_layers(layers, names, estimator)
     sizes = [len(group) for group in groups]
     result = _implementation(flat[0]).cka_sum(_split(flat, sizes), resolved, estimator, reduction)
-    return _finite(result, list(zip((name for name, _ in named), flat, strict=True)))
+    return _finite(result, flat, names)
 
 
 def _pair(operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: str) -> Tensor:
     resolved = resolve_kernel(kernel)
-    features = _check_layers([("x", x), ("y", y)], estimator)
-    function: Callable[..., Tensor] = getattr(_implementation(features[0]), operator)
-    result = function(features[:1], features[1:], resolved, estimator)
-    return _finite(result.reshape(()), [("x", features[0]), ("y", features[1])])
+    flat = _check_layers((x, y), _PAIR_NAMES, estimator)
+    function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
+    result = function(flat[:1], flat[1:], resolved, estimator).reshape(())
+    return _finite(result, flat, _PAIR_NAMES)
 
 
 def _matrix(
@@ -194,22 +198,18 @@ def _matrix(
     estimator: str,
 ) -> Tensor:
     resolved = resolve_kernel(kernel)
-    named = _named_layers(xs, "xs")
+    names, layers = _layer_names(xs, "xs"), list(xs)
     if ys is not None:
-        named += _named_layers(ys, "ys")
-    flat = _check_layers(named, estimator)
+        names += _layer_names(ys, "ys")
+        layers += ys
+    flat = _check_layers(layers, names, estimator)
     first, second = flat[: len(xs)], (None if ys is None else flat[len(xs) :])
     function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
-    result = function(first, second, resolved, estimator)
-    return _finite(result, list(zip((name for name, _ in named), flat, strict=True)))
+    return _finite(function(first, second, resolved, estimator), flat, names)
 
 
 def _implementation(x: Tensor) -> Any:
-    if dispatch.select(x.device) == "cpu":
-        from . import cpu
-
-        return cpu
-    return reference
+    return cpu if dispatch.select(x.device) == "cpu" else reference
 
 
 def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
@@ -217,12 +217,12 @@ def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
     return [[next(iterator) for _ in range(size)] for size in sizes]
 
 
-def _named_layers(layers: Sequence[Tensor], argument: str) -> list[tuple[str, Tensor]]:
+def _layer_names(layers: Sequence[Tensor], argument: str) -> list[str]:
     if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
         raise TypeError(f"{argument} must be a list of tensors, got {type(layers).__name__}")
     if not layers:
         raise ValueError(f"{argument} is empty: expected at least one tensor of features")
-    return [(f"{argument}[{index}]", layer) for index, layer in enumerate(layers)]
+    return [f"{argument}[{index}]" for index in range(len(layers))]
 
 
 def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
@@ -239,44 +239,41 @@ def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
     return x.flatten(1)
 
 
-def _check_layers(named: list[tuple[str, Tensor]], estimator: str) -> list[Tensor]:
-    if estimator not in ("unbiased", "biased"):
+def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str) -> list[Tensor]:
+    if estimator not in _LEAST_SAMPLES:
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
-    flat = [_flatten(x, name) for name, x in named]
-    first_name, first = named[0][0], flat[0]
-    n = first.shape[0]
-    for (name, _), x in zip(named, flat, strict=True):
+    flat = [_flatten(x, name) for x, name in zip(layers, names, strict=True)]
+    first = flat[0]
+    n, dtype, device = first.shape[0], first.dtype, first.device
+    for x, name in zip(flat, names, strict=True):
         if x.shape[0] != n:
             raise ValueError(
-                f"{name} has {x.shape[0]} samples and {first_name} has {n}: "
+                f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
                 "all features must come from the same samples"
             )
-        if x.dtype != first.dtype:
-            raise TypeError(
-                f"{name} is {x.dtype} and {first_name} is {first.dtype}: expected one dtype"
-            )
-        if x.device != first.device:
+        if x.dtype != dtype:
+            raise TypeError(f"{name} is {x.dtype} and {names[0]} is {dtype}: expected one dtype")
+        if x.device != device:
             raise ValueError(
-                f"{name} is on {x.device} and {first_name} on {first.device}: expected one device"
+                f"{name} is on {x.device} and {names[0]} on {device}: expected one device"
             )
-    least = 4 if estimator == "unbiased" else 2
-    if n < least:
+    if n < _LEAST_SAMPLES[estimator]:
         raise ValueError(
-            f"{first_name} has {n} samples (shape {tuple(named[0][1].shape)}); "
-            f"the {estimator} estimator needs at least {least}"
+            f"{names[0]} has {n} samples (shape {tuple(layers[0].shape)}); "
+            f"the {estimator} estimator needs at least {_LEAST_SAMPLES[estimator]}"
         )
     return flat
 
 
-def _finite(result: Tensor, named: list[tuple[str, Tensor]]) -> Tensor:
+def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
-    if result.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or result.device.type != "cpu":
         return result
     # The sum of finite numbers may overflow, but no sum hides one that is not finite.
     total = result if result.dim() == 0 else result.detach().sum()
     if math.isfinite(total.item()) or torch.isfinite(result.detach()).all():
         return result
-    for name, x in named:
+    for x, name in zip(layers, names, strict=True):
         if not torch.isfinite(x.detach()).all():
             raise ValueError(
                 f"{name} of shape {tuple(x.shape)} holds values that are not finite "

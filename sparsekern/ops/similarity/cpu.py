@@ -52,7 +52,8 @@ def cka_sum(
     spec = _spec(kernel, estimator)
     if _needs_grad(xs):
         return _Sum.apply(sizes, mean, spec, *xs)  # type: ignore[no-any-return]
-    return _run("similarity_sum", xs, sizes, mean, *spec, False)[0]
+    out: Tensor = _run("similarity_sum", xs, sizes, mean, *spec, False)[0]
+    return out
 
 
 def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
@@ -60,7 +61,8 @@ def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
     spec = _spec(kernel, center)
     if _needs_grad((x,)):
         return _Gram.apply(spec, x)  # type: ignore[no-any-return]
-    return _run("similarity_gram", x, *spec)[0]
+    out: Tensor = _run("similarity_gram", x, *spec)[0]
+    return out
 
 
 def _compare(
@@ -70,7 +72,8 @@ def _compare(
     layers = [*xs] if ys is None else [*xs, *ys]
     if _needs_grad(layers):
         return _Compare.apply(first, quantity, spec, *layers)  # type: ignore[no-any-return]
-    return _run("similarity_compare", layers, first, quantity, *spec, False)[0]
+    out: Tensor = _run("similarity_compare", layers, first, quantity, *spec, False)[0]
+    return out
 
 
 def _spec(kernel: Kernel, centring: str | None) -> Spec:
@@ -102,6 +105,14 @@ def _options(x: Tensor, spec: Spec, keep: bool) -> tuple[int, int, float, float,
     return (_DTYPE_CODES[x.dtype], *spec, keep)
 
 
+def _new_state(
+    n: int, dims: Sequence[int], dtype: torch.dtype, in_features: bool, keep: bool
+) -> Tensor:
+    """Memory that outlives the call, or, where nothing is kept, an empty tensor (address 0)."""
+    size = state_bytes(n, dims, dtype, in_features) if keep else 0
+    return torch.empty(size, dtype=torch.uint8)
+
+
 # ---- implementations on CPU tensors -------------------------------------------------------------
 
 
@@ -127,17 +138,17 @@ def _compare_impl(
     layers = _describe(rows)
     core, threads = native.cpu(), torch.get_num_threads()
     in_features = feature_space_is_faster(n, dims, first, kernel, x.dtype, keep)
-    state = torch.empty(state_bytes(n, dims, dtype, in_features), dtype=torch.uint8)
+    state = _new_state(n, dims, dtype, in_features, keep)
     if not in_features:
         core.compare(n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads)
         return out, state
     exact = core.compare_in_feature_space(
         n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads
     )
-    state[-1] = int(exact)
+    if keep:
+        state[-1] = int(exact)
     if not exact:
-        full = torch.empty(state_bytes(n, dims, dtype, False), dtype=torch.uint8)
-        core.compare(n, layers, options, quantity, first, full.data_ptr(), out.data_ptr(), threads)
+        core.compare(n, layers, options, quantity, first, 0, out.data_ptr(), threads)
     return out, state
 
 
@@ -232,7 +243,7 @@ def _sum_impl(
     x = rows[0]
     dtype = accumulation_dtype(x.dtype)
     dims = [row.shape[1] for row in rows]
-    state = torch.empty(state_bytes(x.shape[0], dims, dtype, False), dtype=torch.uint8)
+    state = _new_state(x.shape[0], dims, dtype, False, keep)
     out = torch.empty((), dtype=dtype)
     spec = (kernel, parameter0, parameter1, centring, center_features)
     native.cpu().group_sum(
@@ -373,11 +384,11 @@ _IMPLEMENTATIONS: dict[str, Any] = {
 }
 
 
-def _fake_state(xs: Sequence[Tensor], in_features: bool) -> Tensor:
+def _fake_state(xs: Sequence[Tensor], in_features: bool, keep: bool) -> Tensor:
     x = xs[0]
     dims = [layer.shape[1] for layer in xs]
     size = state_bytes(x.shape[0], dims, accumulation_dtype(x.dtype), in_features)
-    return x.new_empty(size, dtype=torch.uint8)
+    return x.new_empty(size if keep else 0, dtype=torch.uint8)
 
 
 def _compare_fake(
@@ -387,16 +398,17 @@ def _compare_fake(
     out = x.new_empty(first or len(xs), len(xs) - first, dtype=accumulation_dtype(x.dtype))
     dims = [layer.shape[1] for layer in xs]
     in_features = feature_space_is_faster(x.shape[0], dims, first, kernel, x.dtype, rest[-1])
-    return out, _fake_state(xs, in_features)
+    return out, _fake_state(xs, in_features, rest[-1])
 
 
-def _sum_fake(xs: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    return xs[0].new_empty((), dtype=accumulation_dtype(xs[0].dtype)), _fake_state(xs, False)
+def _sum_fake(xs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    out = xs[0].new_empty((), dtype=accumulation_dtype(xs[0].dtype))
+    return out, _fake_state(xs, False, rest[-1])
 
 
 def _gram_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     n = x.shape[0]
-    return x.new_empty(n, n, dtype=accumulation_dtype(x.dtype)), _fake_state([x], False)
+    return x.new_empty(n, n, dtype=accumulation_dtype(x.dtype)), _fake_state([x], False, True)
 
 
 def _grads_fake(

@@ -83,7 +83,7 @@ def squared_distances(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
 
 
 def median_with_diagonal(distances: Tensor) -> Tensor:  # (n, n) -> ()
-    """Median over all n² entries, as numpy takes it: the mean of the two middle ones where n² is even."""
+    """Median of all n² entries as numpy takes it: the mean of the middle two where n² is even."""
     flat = distances.flatten()
     count = flat.numel()
     low = flat.kthvalue((count - 1) // 2 + 1).values
