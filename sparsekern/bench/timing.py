@@ -20,7 +20,7 @@ class Effort:
         seconds: what one contender's calls may take together, beyond the least rounds.
         slow: a call longer than this many seconds gets ``slow_rounds``.
         slow_rounds: rounds of a slow call.
-        once: a call longer than this is run once.
+        once: a call longer than this is timed once.
     """
 
     rounds: int = 41
