@@ -112,7 +112,7 @@ def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
         wide = torch.exp(-distances / (2 * torch.where(degenerate, 1, variance)))
         return torch.where(degenerate, narrow, wide)
     if isinstance(kernel, Polynomial):
-        return (inner_products(x) + kernel.c) ** kernel.degree
+        return (inner_products(x) + kernel.c).pow(kernel.degree)
     assert isinstance(kernel, Cosine)
     return inner_products(unit_rows(x))
 
@@ -154,7 +154,7 @@ def _gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
     cosine = isinstance(kernel, Cosine)
     features = unit_rows(x) if cosine else x.to(accumulation_dtype(x.dtype))
     dots = features @ features.T
-    return (dots + kernel.c) ** kernel.degree if isinstance(kernel, Polynomial) else dots
+    return (dots + kernel.c).pow(kernel.degree) if isinstance(kernel, Polynomial) else dots
 
 
 def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()

@@ -60,7 +60,8 @@ def test_dynamic_shapes() -> None:
     compiled = torch.compile(together, fullgraph=True, backend="aot_eager", dynamic=True)
     check(compiled, together, oracle.layers(8, (5, 33, 4)))
     with torch.compiler.set_stance("fail_on_recompile"):
-        check(compiled, together, oracle.layers(40, (6, 70, 9)))
+        check(compiled, together, oracle.layers(9, (6, 30, 5)))
+    check(compiled, together, oracle.layers(40, (6, 70, 9)))  # may be another choice of algorithm
 
 
 def test_inductor() -> None:
