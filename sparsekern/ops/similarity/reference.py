@@ -166,7 +166,8 @@ def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
     """
     unit = torch.finfo(k.dtype).eps / 2
     if isinstance(kernel, RBF):
-        return NOISE_UNITS * unit * torch.linalg.vector_norm(k)
+        norm: Tensor = torch.linalg.vector_norm(k)
+        return NOISE_UNITS * unit * norm
     level = NOISE_UNITS * unit * k.diagonal().abs().sum()
     if isinstance(kernel, Linear) and x.shape[1] > 0:
         input_unit = torch.finfo(x.dtype).eps / 2
