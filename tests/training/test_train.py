@@ -110,8 +110,8 @@ def test_without_matplotlib_all_but_the_pictures_works(train, small, tmp_path, c
     assert not list(tmp_path.glob("*.png"))
 
 
-# In the first epoch; in the second run's second epoch; on the last step of an epoch and a run.
-@pytest.mark.parametrize("steps", [[5], [43], [12], [24], [7, 1, 20]])
+# In an epoch; on the last step of a run; three times, at last in the second epoch of the second.
+@pytest.mark.parametrize("steps", [[5], [24], [7, 1, 30]])
 def test_interrupted_and_resumed_is_the_same(
     steps, train, small, tmp_path, capsys, states, stop_after
 ):
@@ -146,7 +146,7 @@ def test_resuming_a_finished_training_repeats_its_report(train, small, tmp_path,
 
 def test_a_sigint_from_outside_is_resumed_exactly(train, small, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = [*small, "--epochs", "6", "--compare"]
+    options = [*small, "--epochs", "6"]
     assert train(*options, "--out", whole) == 0
     command = [sys.executable, "-m", "sparsekern", "train", *options, "--out", str(parts)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
