@@ -317,7 +317,8 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
         for (int entry = 0; entry < 16; ++entry) {
           double sum = 0;
           for (size_t part : share.of_layer[layer]) {
-            const T* lane = lanes.data() + int64_t(part) * segment_lanes + (block * 16 + entry) * 16;
+            const T* lane =
+                lanes.data() + int64_t(part) * segment_lanes + (block * 16 + entry) * 16;
             for (int v = 0; v < 4; ++v)
               sum += (double(lane[v]) + double(lane[v + 4])) +
                      (double(lane[v + 8]) + double(lane[v + 12]));
