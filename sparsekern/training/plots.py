@@ -95,7 +95,7 @@ def draw_similarity(path: Path, settings: Settings, records: Sequence[Record]) -
     for axes, values, (loss, of) in zip(panels, maps, by_loss.items(), strict=True):
         image = axes.imshow(values, vmin=lowest, vmax=1, cmap="viridis")
         inside = np.mean([record["interlayer_cka"] for record in of])
-        axes.set_title(f"{label(loss)}: mean of the outlined pairs {inside:.3f}", fontsize=11)
+        axes.set_title(f"{label(loss)}: mean of the compared pairs {inside:.3f}", fontsize=11)
         _write_values(axes, values, threshold=(1 + lowest) / 2)
         _outline(axes, [len(group) for group in groups])
         blocks = [name.removeprefix("stage") for group in groups for name in group]
@@ -107,7 +107,7 @@ def draw_similarity(path: Path, settings: Settings, records: Sequence[Record]) -
     figure.suptitle(
         f"CKA between the blocks of {settings.model} at sparsity {settings.sparsity:g}, "
         f"{settings.held_out} images, mean of {settings.seeds} seed(s);\n"
-        "outlined: the pairs that CKA-SR compares",
+        f"CKA-SR compares {'the outlined' if len(groups) > 1 else 'all'} pairs",
         fontsize=11,
     )
     _save(figure, path)
