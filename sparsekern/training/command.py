@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--sparsity", type=float, help=f"share of zeros (default: {Settings.sparsity})")
     add("--regularizer", help=f"{', '.join(REGULARIZERS)} (default: {Settings.regularizer})")
     add("--compare", action="store_true", default=None, help="train without it too, and compare")
-    add("--beta", type=float, help="weight of the regulariser (default: by model)")
+    add("--beta", type=float, help="weight of the regulariser (default: by regulariser)")
     add(
         "--samples",
         type=int,

@@ -73,8 +73,7 @@ def test_without_scikit_learn_the_extra_is_named(refused, small, tmp_path, monke
 
 def test_defaults_depend_on_the_regulariser():
     ckasr = default_settings({}, demo=False)
-    assert (ckasr.samples, ckasr.every, ckasr.beta) == (8, 5, 0.1)
-    assert default_settings({"model": "resnet8"}, demo=False).beta == 0.03
+    assert (ckasr.samples, ckasr.every, ckasr.beta) == (8, 5, 0.03)
     augmented = default_settings({"regularizer": "augckasr", "beta": 0.3}, demo=False)
     assert (augmented.samples, augmented.every, augmented.beta) == (ALL_SAMPLES, 1, 0.3)
     demo = default_settings({"seeds": 2}, demo=True)
