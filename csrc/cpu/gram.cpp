@@ -4,6 +4,7 @@
 
 #include "buffer.h"
 #include "dispatch.h"
+#include "parallel.h"
 
 namespace sparsekern {
 namespace {
@@ -115,12 +116,14 @@ void add_partials(const std::vector<const T*>& partials, int64_t size, int threa
     return;
   }
   if (partials.size() == 1 && partials[0] == out) return;
-#pragma omp parallel for num_threads(threads) schedule(static) if (size > (1 << 14))
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (const T* partial : partials) sum += double(partial[i]);
-    out[i] = T(sum);
-  }
+  constexpr int64_t kChunk = 4096;
+  parallel_for(threads, (size + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    for (int64_t i = chunk * kChunk; i < std::min(size, (chunk + 1) * kChunk); ++i) {
+      double sum = 0;
+      for (const T* partial : partials) sum += double(partial[i]);
+      out[i] = T(sum);
+    }
+  });
 }
 
 struct Share {
@@ -167,21 +170,18 @@ void gram_by_columns(const Problem& problem, T* grams, T* means, LayerStats* sta
       target[part] = share.of_layer[layer].size() > 1 ? partial.data() + int64_t(next++) * size
                                                       : grams + int64_t(layer) * size;
   std::vector<double> squares(share.flat.size(), 0.0);
-#pragma omp parallel num_threads(problem.threads) if (problem.threads > 1)
-  {
+  on_each_thread(problem.threads, [&](int t) {
     Buffer<T> packed(problem.padded() * kDepth);
     Buffer<double> sums(kDepth);
     RowReader<T> reader(problem, kTile, kDepth);
-#pragma omp for schedule(static, 1)
-    for (int t = 0; t < problem.threads; ++t)
-      for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
-        const size_t index = share.first[size_t(t)] + s;
-        const Segment& segment = share.flat[index];
-        T* layer_means = means ? means + offsets[size_t(segment.layer)] : nullptr;
-        squares[index] = segment_gram(problem, segment, layer_means, packed.data(), sums.data(),
-                                      reader, target[index]);
-      }
-  }
+    for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
+      const size_t index = share.first[size_t(t)] + s;
+      const Segment& segment = share.flat[index];
+      T* layer_means = means ? means + offsets[size_t(segment.layer)] : nullptr;
+      squares[index] = segment_gram(problem, segment, layer_means, packed.data(), sums.data(),
+                                    reader, target[index]);
+    }
+  });
   for (size_t layer = 0; layer < share.of_layer.size(); ++layer) {
     std::vector<const T*> parts;
     stats[layer].mean_squares = 0;
@@ -285,27 +285,24 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
   Buffer<T> lanes(int64_t(share.flat.size()) * segment_lanes);
   std::fill(lanes.data(), lanes.data() + lanes.size(), T(0));
   std::vector<double> squares(share.flat.size(), 0.0);
-#pragma omp parallel num_threads(problem.threads) if (problem.threads > 1)
-  {
+  on_each_thread(problem.threads, [&](int t) {
     alignas(64) T chunk[kSmallRows * kDepth];
     alignas(64) T means[kDepth];
     alignas(64) double sums[kDepth];
     std::fill(chunk + problem.n * kDepth, chunk + rows * kDepth, T(0));
     RowReader<T> reader(problem, kSmallRows, kDepth);
-#pragma omp for schedule(static, 1)
-    for (int t = 0; t < problem.threads; ++t)
-      for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
-        const size_t index = share.first[size_t(t)] + s;
-        const Segment& segment = share.flat[index];
-        for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
-          const int64_t cols = std::min(kDepth, segment.end - begin);
-          const int64_t padded = small_chunk(problem, problem.layers[size_t(segment.layer)], reader,
-                                             begin, cols, sums, means, chunk, &squares[index]);
-          kernels<T>().small_gram(chunk, kDepth, rows, padded,
-                                  lanes.data() + int64_t(index) * segment_lanes);
-        }
+    for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
+      const size_t index = share.first[size_t(t)] + s;
+      const Segment& segment = share.flat[index];
+      for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
+        const int64_t cols = std::min(kDepth, segment.end - begin);
+        const int64_t padded = small_chunk(problem, problem.layers[size_t(segment.layer)], reader,
+                                           begin, cols, sums, means, chunk, &squares[index]);
+        kernels<T>().small_gram(chunk, kDepth, rows, padded,
+                                lanes.data() + int64_t(index) * segment_lanes);
       }
-  }
+    }
+  });
   for (size_t layer = 0; layer < problem.layers.size(); ++layer) {
     T* tile = grams + int64_t(layer) * kTileArea;
     std::fill(tile, tile + kTileArea, T(0));
@@ -469,35 +466,31 @@ void gram_backward(const Problem& problem, const T* operands, const T* means, T*
   const auto shares = split_columns(problem, problem.threads, step);
   const std::vector<int64_t> offsets = feature_offsets(problem);
   const int64_t size = operand_size(problem);
-#pragma omp parallel num_threads(problem.threads) if (problem.threads > 1)
-  {
-    const int64_t deep = std::min<int64_t>(problem.padded(), kBackwardDepth);
+  on_each_thread(problem.threads, [&](int t) {
     Buffer<T> packed(problem.is_small() ? kSmallRows * kDepth
-                                        : kWidePanels * kTile * std::max(deep, kBackwardDepth));
+                                        : kWidePanels * kTile * kBackwardDepth);
     Buffer<T> edge(problem.is_small() ? kSmallRows * kDepth : kTileArea);
     Buffer<T> chunk_means(kDepth);
     Buffer<double> sums(kDepth);
-    std::fill(packed.data(), packed.data() + packed.size(), T(0));
+    if (problem.is_small()) std::fill(packed.data(), packed.data() + packed.size(), T(0));
     RowReader<T> reader(problem, kTile, kDepth);
-#pragma omp for schedule(static, 1)
-    for (int t = 0; t < problem.threads; ++t)
-      for (const Segment& segment : shares[size_t(t)]) {
-        const size_t l = size_t(segment.layer);
-        if (!dx[l]) continue;
-        const Features& layer = problem.layers[l];
-        const T* operand = operands + segment.layer * size;
-        if (problem.is_small()) {
-          backward_small(problem, layer, operand, segment.begin, segment.end, packed.data(),
-                         edge.data(), chunk_means.data(), sums.data(), reader, dx[l]);
-          continue;
-        }
-        const T* layer_means = problem.center_features ? means + offsets[l] : nullptr;
-        for (int64_t begin = segment.begin; begin < segment.end; begin += step)
-          backward_columns(problem, layer, operand, layer_means, begin,
-                           std::min(segment.end, begin + step), packed.data(), edge.data(), reader,
-                           dx[l]);
+    for (const Segment& segment : shares[size_t(t)]) {
+      const size_t l = size_t(segment.layer);
+      if (!dx[l]) continue;
+      const Features& layer = problem.layers[l];
+      const T* operand = operands + segment.layer * size;
+      if (problem.is_small()) {
+        backward_small(problem, layer, operand, segment.begin, segment.end, packed.data(),
+                       edge.data(), chunk_means.data(), sums.data(), reader, dx[l]);
+        continue;
       }
-  }
+      const T* layer_means = problem.center_features ? means + offsets[l] : nullptr;
+      for (int64_t begin = segment.begin; begin < segment.end; begin += step)
+        backward_columns(problem, layer, operand, layer_means, begin,
+                         std::min(segment.end, begin + step), packed.data(), edge.data(), reader,
+                         dx[l]);
+    }
+  });
 }
 
 template void gram_matrices<float>(const Problem&, float*, float*, LayerStats*);

@@ -6,6 +6,7 @@
 #include "buffer.h"
 #include "dispatch.h"
 #include "median.h"
+#include "parallel.h"
 
 namespace sparsekern {
 namespace {
@@ -13,10 +14,10 @@ namespace {
 // Calls body(i, j, tile offset) for every lower tile, rows of tiles in parallel, longest first.
 template <class Body>
 void for_each_tile(const Problem& problem, Body body) {
-  const int64_t panels = problem.panels();
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (panels > 4)
-  for (int64_t i = panels - 1; i >= 0; --i)
+  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
+    const int64_t i = problem.panels() - 1 - index;
     for (int64_t j = 0; j <= i; ++j) body(i, j, tile_offset(i, j));
+  });
 }
 
 template <class T>
@@ -60,8 +61,8 @@ void distance_gradient(const Problem& problem, const T* distances, const LayerSt
   }
   const T scale = T(-0.5 / stats.variance);
   std::vector<double> through_variance(size_t(problem.panels()), 0.0);
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (problem.panels() > 4)
-  for (int64_t i = problem.panels() - 1; i >= 0; --i) {
+  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
+    const int64_t i = problem.panels() - 1 - index;
     T values[kTileArea];
     for (int64_t j = 0; j <= i; ++j) {
       T* g = grad + tile_offset(i, j);
@@ -74,7 +75,7 @@ void distance_gradient(const Problem& problem, const T* distances, const LayerSt
       }
       through_variance[size_t(i)] += (i == j ? 1 : 2) * sum / stats.variance;
     }
-  }
+  });
   if (problem.parameter[1] != 0) return;
   double total = 0;
   for (double part : through_variance) total += part;
@@ -136,8 +137,7 @@ void cosine_backward(const Problem& problem, const T* products, T* grad) {
 template <class T>
 void row_sums(const Problem& problem, const T* tiles, double* sums) {
   const int64_t panels = problem.panels();
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (panels > 4)
-  for (int64_t i = 0; i < panels; ++i) {
+  parallel_for(problem.tile_threads(), panels, [&](int64_t i) {
     double* out = sums + i * kTile;
     std::fill(out, out + kTile, 0.0);
     // The diagonal tile is whole and symmetric: its column sums are its row sums.
@@ -156,7 +156,7 @@ void row_sums(const Problem& problem, const T* tiles, double* sums) {
         out[r] += sum;
       }
     }
-  }
+  });
 }
 
 template <class T>

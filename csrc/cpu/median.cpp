@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "parallel.h"
+
 namespace sparsekern {
 namespace {
 
@@ -36,8 +38,7 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
   const int64_t panels = problem.panels();
   const int threads = problem.threads;
   std::vector<T> lows(size_t(panels), std::numeric_limits<T>::max()), highs(size_t(panels), 0);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t i = panels - 1; i >= 0; --i) {
+  parallel_for(threads, panels, [&](int64_t i) {
     T low = std::numeric_limits<T>::max(), high = 0;
     for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
       for (int64_t v = 0; v < count; ++v) {
@@ -47,7 +48,7 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
     });
     lows[size_t(i)] = low;
     highs[size_t(i)] = high;
-  }
+  });
   const T low = *std::min_element(lows.begin(), lows.end());
   const T high = *std::max_element(highs.begin(), highs.end());
   if (!(high > low)) return low;
@@ -56,15 +57,14 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
   if (!std::isfinite(bins.scale)) return low;
 
   std::vector<int64_t> counts(size_t(threads) * kBins, 0);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) {
+  on_each_thread(threads, [&](int t) {
     int64_t* own = counts.data() + int64_t(t) * kBins;
     for (int64_t i = t; i < panels; i += threads)
       for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
         for (int64_t v = 0; v < count; ++v)
           if (values[v] == values[v]) ++own[bins(values[v])];
       });
-  }
+  });
   int target = 0;
   int64_t below = 0;
   for (; target < kBins; ++target) {
@@ -76,14 +76,14 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
   if (target == kBins) return std::numeric_limits<T>::quiet_NaN();  // NaN among the distances
 
   std::vector<std::vector<T>> found(static_cast<size_t>(threads));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t)
+  on_each_thread(threads, [&](int t) {
     for (int64_t i = t; i < panels; i += threads)
       for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
         for (int64_t v = 0; v < count; ++v)
           if (values[v] == values[v] && bins(values[v]) == target)
             found[size_t(t)].push_back(values[v]);
       });
+  });
   std::vector<T> candidates;
   for (const auto& part : found) candidates.insert(candidates.end(), part.begin(), part.end());
   std::nth_element(candidates.begin(), candidates.begin() + (rank - below), candidates.end());

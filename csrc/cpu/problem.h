@@ -42,6 +42,8 @@ struct Problem {
     for (const Features& layer : layers) total += layer.d;
     return total;
   }
+  // Threads worth waking for a pass over the tiles of one Gram matrix.
+  int tile_threads() const { return panels() > 4 ? threads : 1; }
   bool is_small() const { return n <= kSmallRows; }
 };
 

@@ -7,6 +7,7 @@
 #include "dispatch.h"
 #include "gram.h"
 #include "kernel_map.h"
+#include "parallel.h"
 
 namespace sparsekern {
 namespace {
@@ -54,8 +55,8 @@ double tile_row_dot(const T* a, const T* b, int64_t i) {
 // tiles in parallel, longest first.
 template <class T, class Body>
 void for_each_entry(const Problem& problem, T* tiles, Body body) {
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (problem.panels() > 4)
-  for (int64_t i = problem.panels() - 1; i >= 0; --i)
+  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
+    const int64_t i = problem.panels() - 1 - index;
     for (int64_t j = 0; j <= i; ++j) {
       const int64_t rows = std::min<int64_t>(kTile, problem.n - i * kTile);
       const int64_t cols = std::min<int64_t>(kTile, problem.n - j * kTile);
@@ -63,6 +64,7 @@ void for_each_entry(const Problem& problem, T* tiles, Body body) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c) body(i * kTile + r, j * kTile + c, tile[r * kTile + c]);
     }
+  });
 }
 
 // K -> scale * (K - a_i - a_j), with the diagonal cleared for U-centring. A symmetric projection,
@@ -128,16 +130,20 @@ void center_layer(const Problem& problem, int64_t l, const T* products, T* value
   if (stats->norm * stats->scale <= noise) stats->norm = 0;  // NaN is not: it goes through
 }
 
+// Threads that share layers: none where Gram matrices are tiny, or large enough to be shared
+// themselves.
+int layer_threads(const Problem& problem) {
+  return !problem.is_small() && problem.panels() <= kLayerPanels ? problem.threads : 1;
+}
+
 // The centred Gram matrices of all layers: in the state for a linear kernel, else in `scratch`.
 template <class T>
 T* center_all(const Problem& problem, const State<T>& state, Buffer<T>* scratch) {
   T* values = scratch->size() == 0 ? state.grams : scratch->data();
   const int64_t size = problem.gram_size();
-#pragma omp parallel for num_threads(problem.threads)                                          \
-    schedule(dynamic) if (problem.threads > 1 && problem.count() > 1 && !problem.is_small() && \
-                              problem.panels() <= kLayerPanels)
-  for (int64_t l = 0; l < problem.count(); ++l)
+  parallel_for(layer_threads(problem), problem.count(), [&](int64_t l) {
     center_layer(problem, l, state.grams + l * size, values + l * size, state.stats + l);
+  });
   return values;
 }
 
@@ -159,16 +165,13 @@ template <class T, class Combine>
 void backward_from_grams(const Problem& problem, const State<T>& state, T* const* dx,
                          Combine combine) {
   Buffer<T> operands(problem.count() * operand_size(problem));
-#pragma omp parallel for num_threads(problem.threads)                   \
-    schedule(dynamic) if (problem.threads > 1 && !problem.is_small() && \
-                              problem.panels() <= kLayerPanels)
-  for (int64_t l = 0; l < problem.count(); ++l) {
-    if (!dx[l]) continue;
+  parallel_for(layer_threads(problem), problem.count(), [&](int64_t l) {
+    if (!dx[l]) return;
     Buffer<T> grad(problem.gram_size());
     combine(l, grad.data());
     kernel_backward(problem, state.grams + l * problem.gram_size(), state.stats[l], grad.data());
     expand_symmetric(problem, grad.data(), operands.data() + l * operand_size(problem));
-  }
+  });
   gram_backward(problem, operands.data(), state.means, dx);
 }
 
@@ -288,11 +291,12 @@ void compare_forward(const Problem& problem, const Comparison& comparison, void*
     for (int64_t c = 0; c < comparison.columns(count); ++c)
       if (comparison.first || c > i) pairs.emplace_back(i, comparison.column_layer(c));
   Buffer<double> partial(panels * int64_t(pairs.size()));
-#pragma omp parallel for num_threads(problem.threads) schedule(dynamic) if (panels > 1)
-  for (int64_t row = panels - 1; row >= 0; --row)
+  parallel_for(problem.threads, panels, [&](int64_t index) {
+    const int64_t row = panels - 1 - index;
     for (size_t p = 0; p < pairs.size(); ++p)
       partial.data()[row * int64_t(pairs.size()) + int64_t(p)] =
           tile_row_dot(values + pairs[p].first * size, values + pairs[p].second * size, row);
+  });
   for (int64_t l = 0; l < count; ++l)
     state.inner[l * count + l] = state.stats[l].norm * state.stats[l].norm;
   for (size_t p = 0; p < pairs.size(); ++p) {

@@ -21,6 +21,7 @@ from .reference import accumulation_dtype
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CENTRING = {None: 0, "double": 1, "u": 2, "biased": 1, "unbiased": 2}
 _HSIC, _CKA = 0, 1
+_NOTHING = torch.empty(0, dtype=torch.uint8)
 _RBF = 1
 
 # What an operator needs to know of the kernel and the centring, as plain numbers: kernel code,
@@ -109,8 +110,9 @@ def _new_state(
     n: int, dims: Sequence[int], dtype: torch.dtype, in_features: bool, keep: bool
 ) -> Tensor:
     """Memory that outlives the call, or, where nothing is kept, an empty tensor (address 0)."""
-    size = state_bytes(n, dims, dtype, in_features) if keep else 0
-    return torch.empty(size, dtype=torch.uint8)
+    if not keep:
+        return _NOTHING
+    return torch.empty(state_bytes(n, dims, dtype, in_features), dtype=torch.uint8)
 
 
 # ---- implementations on CPU tensors -------------------------------------------------------------

@@ -1,0 +1,31 @@
+// Loops shared among threads. One thread never enters the OpenMP runtime: a team of one still costs
+// it half a microsecond, as much as a whole small operator has for each of its loops.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsekern {
+
+// body(i) for i in [0, count), in any order, on up to `threads` threads.
+template <class Body>
+void parallel_for(int threads, int64_t count, const Body& body) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t i = 0; i < count; ++i) body(i);
+}
+
+// body(t) once for each t in [0, threads), each on its own thread.
+template <class Body>
+void on_each_thread(int threads, const Body& body) {
+  if (threads <= 1) {
+    body(0);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int t = 0; t < threads; ++t) body(t);
+}
+
+}  // namespace sparsekern
