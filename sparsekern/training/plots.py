@@ -65,7 +65,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         last.append(float(mean[-1]))
     # The first epochs would press the interesting ones flat.
-    axes.set_ylim(max(0.0, min(last) - 25), 101)
+    axes.set_ylim(max(0.0, min(last) - 12), 101)
     axes.set_xlim(1, max(2, settings.epochs))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{settings.held_out} accuracy, %")
