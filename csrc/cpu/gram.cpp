@@ -51,27 +51,6 @@ class RowReader {
   int64_t cols_;
 };
 
-// Means of columns [begin, end), in float64, rounded to T. Returns the sum of their squares.
-template <class T>
-double column_means(const Problem& problem, const Features& layer, RowReader<T>& reader,
-                    int64_t begin, int64_t end, double* sums, T* means) {
-  const int64_t cols = end - begin;
-  std::fill(sums, sums + cols, 0.0);
-  for (int64_t row = 0; row < problem.n; row += kTile) {
-    const int64_t rows = std::min<int64_t>(kTile, problem.n - row);
-    int64_t ld;
-    const T* x = reader.view(layer, row, rows, begin, cols, &ld);
-    kernels<T>().add_columns(x, ld, rows, cols, sums);
-  }
-  double squares = 0;
-  for (int64_t c = 0; c < cols; ++c) {
-    const double mean = sums[c] / double(problem.n);
-    squares += mean * mean;
-    means[c] = T(mean);
-  }
-  return squares;
-}
-
 // Lower tiles of c += panels^T panels, for tile rows [0, panels).
 template <class T>
 void multiply_lower(const T* packed, int64_t panels, int64_t depth, T* tiles, bool accumulate) {
@@ -81,8 +60,42 @@ void multiply_lower(const T* packed, int64_t panels, int64_t depth, T* tiles, bo
                                 tiles + tile_offset(i, j), kTile, accumulate, i == j);
 }
 
-// A thread's share in column order: pack kDepth columns of all samples, multiply, move on. The
-// features are read once from memory; the second look, after the means, finds them in cache.
+// Packs columns [begin, begin + depth) of the samples of one panel.
+template <class T>
+void pack_panel(const Problem& problem, const Features& layer, RowReader<T>& reader, int64_t panel,
+                int64_t begin, int64_t depth, T* packed) {
+  const int rows = int(std::min<int64_t>(kTile, problem.n - panel * kTile));
+  int64_t ld;
+  const T* x = reader.view(layer, panel * kTile, rows, begin, depth, &ld);
+  kernels<T>().pack_transposed(x, ld, rows, depth, packed + panel * depth * kTile);
+}
+
+// Centres columns [first, last) of `depth` packed ones, means in float64; writes the means and
+// returns the sum of their squares. `sums` has room for 8 (last - first).
+template <class T>
+double center_packed(const Problem& problem, T* packed, int64_t depth, int64_t first, int64_t last,
+                     double* sums, T* means) {
+  const int64_t count = last - first;
+  std::fill(sums, sums + 8 * count, 0.0);
+  for (int64_t p = 0; p < problem.panels(); ++p)
+    kernels<T>().add_panel(packed + (p * depth + first) * kTile, count, sums);
+  double squares = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const double* lane = sums + k * 8;
+    const double mean = (((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+                         ((lane[4] + lane[5]) + (lane[6] + lane[7]))) /
+                        double(problem.n);
+    squares += mean * mean;
+    means[first + k] = T(mean);
+  }
+  for (int64_t p = 0; p < problem.panels(); ++p)
+    kernels<T>().shift_panel(means + first, int(std::min<int64_t>(kTile, problem.n - p * kTile)),
+                             count, packed + (p * depth + first) * kTile);
+  return squares;
+}
+
+// A thread's share in column order: pack kDepth columns of all samples, centre, multiply, move on.
+// The features are read once.
 template <class T>
 double segment_gram(const Problem& problem, const Segment& segment, T* means, T* packed,
                     double* sums, RowReader<T>& reader, T* tiles) {
@@ -91,17 +104,10 @@ double segment_gram(const Problem& problem, const Segment& segment, T* means, T*
   bool accumulate = false;
   for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
     const int64_t depth = std::min(kDepth, segment.end - begin);
-    const T* mean = nullptr;
-    if (problem.center_features) {
-      squares += column_means(problem, layer, reader, begin, begin + depth, sums, means + begin);
-      mean = means + begin;
-    }
-    for (int64_t p = 0; p < problem.panels(); ++p) {
-      const int rows = int(std::min<int64_t>(kTile, problem.n - p * kTile));
-      int64_t ld;
-      const T* x = reader.view(layer, p * kTile, rows, begin, depth, &ld);
-      kernels<T>().pack_transposed(x, ld, rows, depth, mean, packed + p * depth * kTile);
-    }
+    for (int64_t p = 0; p < problem.panels(); ++p)
+      pack_panel(problem, layer, reader, p, begin, depth, packed);
+    if (problem.center_features)
+      squares += center_packed(problem, packed, depth, 0, depth, sums, means + begin);
     multiply_lower(packed, problem.panels(), depth, tiles, accumulate);
     accumulate = true;
   }
@@ -172,7 +178,7 @@ void gram_by_columns(const Problem& problem, T* grams, T* means, LayerStats* sta
   std::vector<double> squares(share.flat.size(), 0.0);
   on_each_thread(problem.threads, [&](int t) {
     Buffer<T> packed(problem.padded() * kDepth);
-    Buffer<double> sums(kDepth);
+    Buffer<double> sums(8 * kDepth);
     RowReader<T> reader(problem, kTile, kDepth);
     for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
       const size_t index = share.first[size_t(t)] + s;
@@ -210,37 +216,30 @@ void gram_by_tiles(const Problem& problem, T* grams, T* means, LayerStats* stats
     const Features& layer = problem.layers[l];
     T* tiles = grams + int64_t(l) * problem.gram_size();
     T* layer_means = means ? means + offsets[l] : nullptr;
-    const int64_t blocks = (layer.d + kDepth - 1) / kDepth;
-    std::vector<double> squares(size_t(blocks), 0.0);
+    std::vector<double> squares(size_t(problem.threads), 0.0);
     if (layer.d == 0) std::fill(tiles, tiles + problem.gram_size(), T(0));
 #pragma omp parallel num_threads(problem.threads) if (problem.threads > 1)
     {
-      Buffer<double> sums(kDepth);
+      Buffer<double> sums(8 * kDepth);
       RowReader<T> reader(problem, kTile, kDepth);
-      if (problem.center_features) {
-#pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < blocks; ++b)
-          squares[size_t(b)] =
-              column_means(problem, layer, reader, b * kDepth, std::min(layer.d, (b + 1) * kDepth),
-                           sums.data(), layer_means + b * kDepth);
-      }
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t begin = b * kDepth, depth = std::min(kDepth, layer.d - begin);
+      for (int64_t begin = 0; begin < layer.d; begin += kDepth) {
+        const int64_t depth = std::min(kDepth, layer.d - begin);
 #pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; ++p) {
-          const int rows = int(std::min<int64_t>(kTile, problem.n - p * kTile));
-          int64_t ld;
-          const T* x = reader.view(layer, p * kTile, rows, begin, depth, &ld);
-          kernels<T>().pack_transposed(x, ld, rows, depth,
-                                       problem.center_features ? layer_means + begin : nullptr,
-                                       packed.data() + p * depth * kTile);
+        for (int64_t p = 0; p < panels; ++p)
+          pack_panel(problem, layer, reader, p, begin, depth, packed.data());
+        if (problem.center_features) {
+#pragma omp for schedule(static, 1)
+          for (int t = 0; t < problem.threads; ++t)
+            squares[size_t(t)] +=
+                center_packed(problem, packed.data(), depth, depth * t / problem.threads,
+                              depth * (t + 1) / problem.threads, sums.data(), layer_means + begin);
         }
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < count; ++index) {
           const auto [i, j] = order[size_t(index)];
           kernels<T>().tile_product(packed.data() + i * depth * kTile,
                                     packed.data() + j * depth * kTile, depth,
-                                    tiles + tile_offset(i, j), kTile, b > 0, i == j);
+                                    tiles + tile_offset(i, j), kTile, begin > 0, i == j);
         }
       }
     }
@@ -249,27 +248,19 @@ void gram_by_tiles(const Problem& problem, T* grams, T* means, LayerStats* stats
   }
 }
 
-// A centred copy of some columns of a small problem, rows padded to a multiple of 4 and columns to
-// 16 with zeros. Returns the padded column count and adds up the squared means.
+// A centred copy of some columns of a small problem, kDepth apart, columns padded to 16 with zeros.
+// Returns the padded column count and adds up the squared means.
 template <class T>
 int64_t small_chunk(const Problem& problem, const Features& layer, RowReader<T>& reader,
-                    int64_t begin, int64_t cols, double* sums, T* means, T* chunk,
-                    double* squares) {
+                    int64_t begin, int64_t cols, T* chunk, double* squares) {
   const int64_t padded = (cols + 15) / 16 * 16;
-  const T* mean = nullptr;
-  if (problem.center_features) {
-    *squares += column_means(problem, layer, reader, begin, begin + cols, sums, means);
-    mean = means;
-  }
   int64_t ld;
   const T* x = reader.view(layer, 0, problem.n, begin, cols, &ld);
+  if (problem.center_features)
+    *squares += kernels<T>().center_rows(x, ld, int(problem.n), cols, chunk, kDepth);
   for (int64_t r = 0; r < problem.n; ++r) {
     T* to = chunk + r * kDepth;
-    const T* from = x + r * ld;
-    if (mean)
-      for (int64_t c = 0; c < cols; ++c) to[c] = from[c] - mean[c];
-    else
-      std::copy(from, from + cols, to);
+    if (!problem.center_features) std::copy(x + r * ld, x + r * ld + cols, to);
     std::fill(to + cols, to + padded, T(0));
   }
   return padded;
@@ -287,8 +278,6 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
   std::vector<double> squares(share.flat.size(), 0.0);
   on_each_thread(problem.threads, [&](int t) {
     alignas(64) T chunk[kSmallRows * kDepth];
-    alignas(64) T means[kDepth];
-    alignas(64) double sums[kDepth];
     std::fill(chunk + problem.n * kDepth, chunk + rows * kDepth, T(0));
     RowReader<T> reader(problem, kSmallRows, kDepth);
     for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
@@ -297,7 +286,7 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
       for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
         const int64_t cols = std::min(kDepth, segment.end - begin);
         const int64_t padded = small_chunk(problem, problem.layers[size_t(segment.layer)], reader,
-                                           begin, cols, sums, means, chunk, &squares[index]);
+                                           begin, cols, chunk, &squares[index]);
         kernels<T>().small_gram(chunk, kDepth, rows, padded,
                                 lanes.data() + int64_t(index) * segment_lanes);
       }
@@ -382,13 +371,11 @@ void backward_columns(const Problem& problem, const Features& layer, const T* op
 
 template <class T>
 void backward_small(const Problem& problem, const Features& layer, const T* operand, int64_t begin,
-                    int64_t end, T* chunk, T* product, T* means, double* sums, RowReader<T>& reader,
-                    T* dx) {
+                    int64_t end, T* chunk, T* product, RowReader<T>& reader, T* dx) {
   for (int64_t c0 = begin; c0 < end; c0 += kDepth) {
     const int64_t cols = std::min(kDepth, end - c0);
     double unused = 0;
-    const int64_t padded =
-        small_chunk(problem, layer, reader, c0, cols, sums, means, chunk, &unused);
+    const int64_t padded = small_chunk(problem, layer, reader, c0, cols, chunk, &unused);
     T* out = dx + c0;
     if (padded == cols) {
       kernels<T>().small_product(operand, chunk, kDepth, int(problem.n), cols, out, layer.d);
@@ -470,8 +457,6 @@ void gram_backward(const Problem& problem, const T* operands, const T* means, T*
     Buffer<T> packed(problem.is_small() ? kSmallRows * kDepth
                                         : kWidePanels * kTile * kBackwardDepth);
     Buffer<T> edge(problem.is_small() ? kSmallRows * kDepth : kTileArea);
-    Buffer<T> chunk_means(kDepth);
-    Buffer<double> sums(kDepth);
     if (problem.is_small()) std::fill(packed.data(), packed.data() + packed.size(), T(0));
     RowReader<T> reader(problem, kTile, kDepth);
     for (const Segment& segment : shares[size_t(t)]) {
@@ -481,7 +466,7 @@ void gram_backward(const Problem& problem, const T* operands, const T* means, T*
       const T* operand = operands + segment.layer * size;
       if (problem.is_small()) {
         backward_small(problem, layer, operand, segment.begin, segment.end, packed.data(),
-                       edge.data(), chunk_means.data(), sums.data(), reader, dx[l]);
+                       edge.data(), reader, dx[l]);
         continue;
       }
       const T* layer_means = problem.center_features ? means + offsets[l] : nullptr;

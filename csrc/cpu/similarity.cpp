@@ -399,11 +399,9 @@ void dense_forward(const Problem& problem, void* memory, T* out) {
   Buffer<T> values(problem.gram_size());
   kernel_values(problem, state.grams, state.stats[0], values.data());
   center_tiles(problem, 1.0, values.data());
-  for (int64_t i = 0; i < problem.n; ++i)
-    for (int64_t j = 0; j <= i; ++j) {
-      const int64_t at = tile_offset(i / kTile, j / kTile) + (i % kTile) * kTile + j % kTile;
-      out[i * problem.n + j] = out[j * problem.n + i] = values.data()[at];
-    }
+  for_each_entry(problem, values.data(), [&](int64_t row, int64_t column, T entry) {
+    out[row * problem.n + column] = out[column * problem.n + row] = entry;
+  });
 }
 
 template <class T>
@@ -413,13 +411,9 @@ void dense_backward(const Problem& problem, const T* grad, void* memory, T* dx) 
   T* const all_dx[1] = {dx};
   backward_from_grams(problem, state, all_dx, [&](int64_t, T* tiles) {
     std::fill(tiles, tiles + problem.gram_size(), T(0));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j <= i; ++j) {
-        const T value = (grad[i * n + j] + grad[j * n + i]) / 2;
-        T* tile = tiles + tile_offset(i / kTile, j / kTile);
-        tile[(i % kTile) * kTile + j % kTile] = value;
-        if (i / kTile == j / kTile) tile[(j % kTile) * kTile + i % kTile] = value;
-      }
+    for_each_entry(problem, tiles, [&](int64_t row, int64_t column, T& entry) {
+      entry = (grad[row * n + column] + grad[column * n + row]) / 2;
+    });
     center_tiles(problem, 1.0, tiles);
   });
 }

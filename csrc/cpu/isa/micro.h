@@ -90,84 +90,121 @@ void tile_product(const T* a, const T* b, int64_t depth, T* c, int64_t ldc, bool
   }
 }
 
-// out[k][row0 .. row0 + lanes) for 4 columns k of `lanes` rows of x.
+// A square of x, as many rows and columns as a vector has floats, transposed to rows of a panel.
+// Every cache line of x is loaded once: rows whose distance is a power of two share a cache set,
+// and would evict each other before a second look.
 #if defined(__AVX512F__)
-inline void transpose_columns(const float* x, int64_t ld, const float* mean, float* out) {
-  __m512 row[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x + j * ld));
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(x + (4 + j) * ld), 1);
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(x + (8 + j) * ld), 2);
-    row[j] = _mm512_insertf32x4(v, _mm_loadu_ps(x + (12 + j) * ld), 3);
+inline void transpose_square(const float* x, int64_t ld, float* out) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(x + r * ld);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
   }
-  const __m512 t0 = _mm512_unpacklo_ps(row[0], row[1]), t1 = _mm512_unpackhi_ps(row[0], row[1]);
-  const __m512 t2 = _mm512_unpacklo_ps(row[2], row[3]), t3 = _mm512_unpackhi_ps(row[2], row[3]);
-  const __m512 column[4] = {_mm512_shuffle_ps(t0, t2, 0x44), _mm512_shuffle_ps(t0, t2, 0xEE),
-                            _mm512_shuffle_ps(t1, t3, 0x44), _mm512_shuffle_ps(t1, t3, 0xEE)};
+  // a[4 q + c] holds, in 128-bit lane l, rows 4 q .. 4 q + 3 of column 4 l + c.
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-    const __m512 m = mean ? _mm512_set1_ps(mean[k]) : _mm512_setzero_ps();
-    _mm512_storeu_ps(out + k * kTile, _mm512_sub_ps(column[k], m));
+  for (int q = 0; q < 16; q += 4) {
+    a[q] = _mm512_shuffle_ps(b[q], b[q + 2], 0x44);
+    a[q + 1] = _mm512_shuffle_ps(b[q], b[q + 2], 0xEE);
+    a[q + 2] = _mm512_shuffle_ps(b[q + 1], b[q + 3], 0x44);
+    a[q + 3] = _mm512_shuffle_ps(b[q + 1], b[q + 3], 0xEE);
+  }
+  // Then a 4 x 4 transpose of 128-bit lanes for every c.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 low0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88);
+    const __m512 high0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xDD);
+    const __m512 low1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+    const __m512 high1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xDD);
+    _mm512_storeu_ps(out + c * kTile, _mm512_shuffle_f32x4(low0, low1, 0x88));
+    _mm512_storeu_ps(out + (4 + c) * kTile, _mm512_shuffle_f32x4(high0, high1, 0x88));
+    _mm512_storeu_ps(out + (8 + c) * kTile, _mm512_shuffle_f32x4(low0, low1, 0xDD));
+    _mm512_storeu_ps(out + (12 + c) * kTile, _mm512_shuffle_f32x4(high0, high1, 0xDD));
   }
 }
 #elif defined(__AVX2__)
-inline void transpose_columns(const float* x, int64_t ld, const float* mean, float* out) {
-  __m256 row[4];
+inline void transpose_square(const float* x, int64_t ld, float* out) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) a[r] = _mm256_loadu_ps(x + r * ld);
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j)
-    row[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + j * ld)),
-                                  _mm_loadu_ps(x + (4 + j) * ld), 1);
-  const __m256 t0 = _mm256_unpacklo_ps(row[0], row[1]), t1 = _mm256_unpackhi_ps(row[0], row[1]);
-  const __m256 t2 = _mm256_unpacklo_ps(row[2], row[3]), t3 = _mm256_unpackhi_ps(row[2], row[3]);
-  const __m256 column[4] = {_mm256_shuffle_ps(t0, t2, 0x44), _mm256_shuffle_ps(t0, t2, 0xEE),
-                            _mm256_shuffle_ps(t1, t3, 0x44), _mm256_shuffle_ps(t1, t3, 0xEE)};
+  for (int r = 0; r < 8; r += 2) {
+    b[r] = _mm256_unpacklo_ps(a[r], a[r + 1]);
+    b[r + 1] = _mm256_unpackhi_ps(a[r], a[r + 1]);
+  }
+#pragma GCC unroll 2
+  for (int q = 0; q < 8; q += 4) {
+    a[q] = _mm256_shuffle_ps(b[q], b[q + 2], 0x44);
+    a[q + 1] = _mm256_shuffle_ps(b[q], b[q + 2], 0xEE);
+    a[q + 2] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0x44);
+    a[q + 3] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0xEE);
+  }
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-    const __m256 m = mean ? _mm256_set1_ps(mean[k]) : _mm256_setzero_ps();
-    _mm256_storeu_ps(out + k * kTile, _mm256_sub_ps(column[k], m));
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_ps(out + c * kTile, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
+    _mm256_storeu_ps(out + (4 + c) * kTile, _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
   }
 }
 #else
-inline void transpose_columns(const float* x, int64_t ld, const float* mean, float* out) {
-  for (int k = 0; k < 4; ++k)
-    for (int r = 0; r < kLanes<float>; ++r)
-      out[k * kTile + r] = x[r * ld + k] - (mean ? mean[k] : 0);
+inline void transpose_square(const float* x, int64_t ld, float* out) {
+  for (int r = 0; r < kLanes<float>; ++r)
+    for (int k = 0; k < kLanes<float>; ++k) out[k * kTile + r] = x[r * ld + k];
 }
 #endif
 
 template <class T>
 inline void pack_scalar(const T* x, int64_t ld, int row0, int rows, int64_t k0, int64_t depth,
-                        const T* mean, T* panel) {
-  for (int64_t k = k0; k < depth; ++k) {
-    const T m = mean ? mean[k] : 0;
-    for (int r = row0; r < rows; ++r) panel[k * kTile + r] = x[r * ld + k] - m;
-  }
+                        T* panel) {
+  for (int64_t k = k0; k < depth; ++k)
+    for (int r = row0; r < rows; ++r) panel[k * kTile + r] = x[r * ld + k];
 }
 
-inline void pack_vectors(const float* x, int64_t ld, int rows, int64_t depth, const float* mean,
-                         float* panel) {
+inline void pack_vectors(const float* x, int64_t ld, int rows, int64_t depth, float* panel) {
   constexpr int kStep = kLanes<float>;
   const int full_rows = rows / kStep * kStep;
-  const int64_t full_depth = depth / 4 * 4;
-  for (int64_t k = 0; k < full_depth; k += 4)
-    for (int r = 0; r < full_rows; r += kStep)
-      transpose_columns(x + r * ld + k, ld, mean ? mean + k : nullptr, panel + k * kTile + r);
-  pack_scalar(x, ld, 0, full_rows, full_depth, depth, mean, panel);
-  pack_scalar(x, ld, full_rows, rows, 0, depth, mean, panel);
+  const int64_t full_depth = depth / kStep * kStep;
+  for (int r = 0; r < full_rows; r += kStep)
+    for (int64_t k = 0; k < full_depth; k += kStep)
+      transpose_square(x + r * ld + k, ld, panel + k * kTile + r);
+  pack_scalar(x, ld, 0, full_rows, full_depth, depth, panel);
+  pack_scalar(x, ld, full_rows, rows, 0, depth, panel);
 }
 
-inline void pack_vectors(const double* x, int64_t ld, int rows, int64_t depth, const double* mean,
-                         double* panel) {
-  pack_scalar(x, ld, 0, rows, 0, depth, mean, panel);
+inline void pack_vectors(const double* x, int64_t ld, int rows, int64_t depth, double* panel) {
+  constexpr int64_t kLine = 8;  // columns of a cache line of x
+  for (int64_t k = 0; k < depth; k += kLine)
+    for (int r = 0; r < rows; ++r)
+      for (int64_t c = k; c < (k + kLine < depth ? k + kLine : depth); ++c)
+        panel[c * kTile + r] = x[r * ld + c];
 }
 
 template <class T>
-void pack_transposed(const T* x, int64_t ld, int rows, int64_t depth, const T* mean, T* panel) {
-  pack_vectors(x, ld, rows, depth, mean, panel);
+void pack_transposed(const T* x, int64_t ld, int rows, int64_t depth, T* panel) {
+  pack_vectors(x, ld, rows, depth, panel);
   if (rows < kTile)
     for (int64_t k = 0; k < depth; ++k)
       for (int r = rows; r < kTile; ++r) panel[k * kTile + r] = 0;
+}
+
+template <class T>
+void add_panel(const T* __restrict panel, int64_t depth, double* __restrict sums) {
+  for (int64_t k = 0; k < depth; ++k)
+    for (int lane = 0; lane < 8; ++lane) {
+      const T* at = panel + k * kTile + lane;
+      sums[k * 8 + lane] += (double(at[0]) + double(at[8])) + (double(at[16]) + double(at[24]));
+    }
+}
+
+template <class T>
+void shift_panel(const T* mean, int rows, int64_t depth, T* panel) {
+  for (int64_t k = 0; k < depth; ++k) {
+    if (rows == kTile)
+      for (int r = 0; r < kTile; ++r) panel[k * kTile + r] -= mean[k];
+    else
+      for (int r = 0; r < rows; ++r) panel[k * kTile + r] -= mean[k];
+  }
 }
 
 template <class T>
@@ -196,6 +233,50 @@ void add_columns(const T* x, int64_t ld, int64_t rows, int64_t cols, double* __r
   }
   for (; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c) sums[c] += double(x[r * ld + c]);
+}
+
+// As many elements as a vector has float64 lanes, widened.
+inline Vector<double>::type load_wide(const double* p) { return load(p); }
+inline Vector<double>::type load_wide(const float* p) {
+  typedef float half __attribute__((vector_size(SK_VECTOR_BYTES / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const half*>(p), Vector<double>::type);
+}
+
+template <class T>
+double center_rows(const T* x, int64_t ld, int rows, int64_t cols, T* __restrict out,
+                   int64_t stride) {
+  constexpr int64_t kBlock = 64;
+  const double share = 1.0 / rows;
+  Vector<double>::type lanes = {};
+  double squares = 0;
+  for (int64_t start = 0; start < cols; start += kBlock) {
+    const int64_t width = cols - start < kBlock ? cols - start : kBlock;
+    const T* from = x + start;
+    T* to = out + start;
+    T means[kBlock];
+    int64_t c = 0;
+    for (; c + kLanes<double> <= width; c += kLanes<double>) {
+      Vector<double>::type sum = {};
+      for (int r = 0; r < rows; ++r) sum += load_wide(from + r * ld + c);
+      sum *= share;
+      lanes += sum * sum;
+      for (int lane = 0; lane < kLanes<double>; ++lane) means[c + lane] = T(sum[lane]);
+    }
+    for (; c < width; ++c) {
+      double sum = 0;
+      for (int r = 0; r < rows; ++r) sum += double(from[r * ld + c]);
+      squares += sum * share * sum * share;
+      means[c] = T(sum * share);
+    }
+    for (c = 0; c + kLanes<T> <= width; c += kLanes<T>) {
+      const typename Vector<T>::type mean = load(means + c);
+      for (int r = 0; r < rows; ++r) store(to + r * stride + c, load(from + r * ld + c) - mean);
+    }
+    for (; c < width; ++c)
+      for (int r = 0; r < rows; ++r) to[r * stride + c] = from[r * ld + c] - means[c];
+  }
+  for (int lane = 0; lane < kLanes<double>; ++lane) squares += lanes[lane];
+  return squares;
 }
 
 inline float float_from_bits(uint32_t bits) {
@@ -348,8 +429,10 @@ void exp_scaled(T scale, const T* x, int64_t count, T* y) {
 
 template <class T>
 constexpr KernelTable<T> make_table() {
-  return {tile_product<T>, pack_transposed<T>, pack_rows<T>, add_columns<T>, convert<T>,
-          small_gram<T>,   small_product<T>,   dot<T>,       axpy<T>,        exp_scaled<T>};
+  return {tile_product<T>, pack_transposed<T>, add_panel<T>,   shift_panel<T>,
+          pack_rows<T>,    add_columns<T>,     center_rows<T>, convert<T>,
+          small_gram<T>,   small_product<T>,   dot<T>,         axpy<T>,
+          exp_scaled<T>};
 }
 
 constexpr KernelTable<float> kTableF32 = make_table<float>();

@@ -24,15 +24,24 @@ struct KernelTable {
   void (*tile_product)(const T* a, const T* b, int64_t depth, T* c, int64_t ldc, bool accumulate,
                        bool lower);
 
-  // panel ([depth][32]) = transpose of x (rows <= 32, leading dimension ld), minus mean[depth]
-  // where mean is not null; missing rows are zero.
-  void (*pack_transposed)(const T* x, int64_t ld, int rows, int64_t depth, const T* mean, T* panel);
+  // panel ([depth][32]) = transpose of x (rows <= 32, leading dimension ld); missing rows are zero.
+  void (*pack_transposed)(const T* x, int64_t ld, int rows, int64_t depth, T* panel);
+
+  // sums[k][lane % 8] += panel[k][lane] over the 32 lanes, in float64.
+  void (*add_panel)(const T* panel, int64_t depth, double* sums);
+
+  // panel[k][lane] -= mean[k] for the first `rows` lanes.
+  void (*shift_panel)(const T* mean, int rows, int64_t depth, T* panel);
 
   // panel ([depth][32]) = x (depth rows of cols <= 32), minus mean[cols] where not null.
   void (*pack_rows)(const T* x, int64_t ld, int64_t depth, int cols, const T* mean, T* panel);
 
   // sums[c] += x[r][c] over the rows, in float64.
   void (*add_columns)(const T* x, int64_t ld, int64_t rows, int64_t cols, double* sums);
+
+  // out (leading dimension stride) = x minus its column means, taken in float64. Returns the sum of
+  // the squared means.
+  double (*center_rows)(const T* x, int64_t ld, int rows, int64_t cols, T* out, int64_t stride);
 
   // to[i] = from[i] for count elements stored as `dtype`.
   void (*convert)(const void* from, DType dtype, int64_t count, T* to);
