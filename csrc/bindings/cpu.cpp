@@ -58,11 +58,10 @@ std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 // The caller's memory for what a backward pass needs, or, at address 0, this call's own.
-template <class T>
 class StateMemory {
  public:
-  StateMemory(const Problem& problem, uintptr_t address)
-      : own_(address ? 0 : State<T>::bytes(problem)), data_(address ? at(address) : own_.data()) {}
+  StateMemory(int64_t bytes, uintptr_t address)
+      : own_(address ? 0 : bytes), data_(address ? at(address) : own_.data()) {}
   void* data() { return data_; }
 
  private:
@@ -84,7 +83,7 @@ void compare(int64_t n, const Layers& layers, const Options& options, int quanti
   const Comparison comparison = {Quantity(quantity), first};
   with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    StateMemory<T> memory(problem, state);
+    StateMemory memory(State<T>::bytes(problem), state);
     compare_forward<T>(problem, comparison, memory.data(), static_cast<T*>(at(out)));
   });
 }
@@ -96,7 +95,7 @@ bool compare_in_feature_space(int64_t n, const Layers& layers, const Options& op
   const Comparison comparison = {Quantity(quantity), first};
   return with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    StateMemory<T> memory(problem, state);
+    StateMemory memory(State<T>::head_bytes(problem), state);
     return compare_features<T>(problem, comparison, memory.data(), static_cast<T*>(at(out)));
   });
 }
@@ -135,7 +134,7 @@ void group_sum(int64_t n, const Layers& layers, const Options& options,
   const Problem problem = make_problem(n, layers, options, threads);
   with_type(problem, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    StateMemory<T> memory(problem, state);
+    StateMemory memory(State<T>::bytes(problem), state);
     *static_cast<T*>(at(out)) = sum_forward<T>(problem, {sizes, mean}, memory.data());
   });
 }

@@ -162,8 +162,6 @@ bool compare_features(const Problem& problem, const Comparison& comparison, void
       }
       if (i == j) {
         const Features& layer = problem.layers[size_t(i)];
-        const double entries = std::max<double>(1, double(layer.d) * double(layer.d));
-        if (!(value >= kLeastShare * raw) || !(raw > kLeastSquare * entries)) return false;
         LayerStats& stats = state.stats[i];
         stats.scale = 1;
         stats.mean_squares = 0;
@@ -172,8 +170,13 @@ bool compare_features(const Problem& problem, const Comparison& comparison, void
         const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
         const double noise =
             linear_noise(problem, layer, unit, totals[size_t(i)], stats.mean_squares);
-        stats.norm = std::sqrt(value);
-        if (stats.norm <= noise) stats.norm = 0;
+        stats.norm = std::sqrt(std::max(value, 0.0));
+        if (stats.norm <= noise) {
+          stats.norm = value = 0;
+        } else {
+          const double entries = std::max<double>(1, double(layer.d) * double(layer.d));
+          if (!(value >= kLeastShare * raw) || !(raw > kLeastSquare * entries)) return false;
+        }
       }
       state.inner[i * count + j] = state.inner[j * count + i] = value;
     }

@@ -44,6 +44,12 @@ T power(T base, int exponent) {
   return result;
 }
 
+// An RBF kernel so narrow, against the range of T, that only coinciding samples are similar.
+template <class T>
+bool is_narrow(const LayerStats& stats) {
+  return stats.variance == 0 || std::isinf(T(-0.5 / stats.variance));
+}
+
 template <class T>
 std::vector<T> inverse_norms(const Problem& problem, const T* products) {
   std::vector<T> values = diagonal(problem, products);
@@ -55,7 +61,7 @@ std::vector<T> inverse_norms(const Problem& problem, const T* products) {
 template <class T>
 void distance_gradient(const Problem& problem, const T* distances, const LayerStats& stats,
                        T* grad) {
-  if (stats.variance == 0) {  // the limit of a narrow kernel is flat
+  if (is_narrow<T>(stats)) {  // flat
     std::fill(grad, grad + problem.gram_size(), T(0));
     return;
   }
@@ -198,7 +204,7 @@ void kernel_values(const Problem& problem, const T* products, const LayerStats& 
         if (from != to) std::copy(from, from + kTileArea, to);
         return;  // padding is zero already
       case KernelKind::kRBF:
-        if (stats.variance == 0)
+        if (is_narrow<T>(stats))
           for (int e = 0; e < kTileArea; ++e)  // NaN stays
             to[e] = from[e] > 0 ? 0 : 1 + from[e];
         else

@@ -10,6 +10,7 @@ namespace sparsekern {
 namespace {
 
 constexpr int kBins = 4096;
+constexpr int64_t kFew = 1 << 18;  // entries worth copying out
 
 // Calls visit(values, count) for every run of entries strictly below the diagonal, of the tile
 // rows [first, last).
@@ -24,70 +25,88 @@ void for_each_run(const Problem& problem, const T* tiles, int64_t first, int64_t
   }
 }
 
-// A monotone map to bins, the same in both passes.
+// What a pass over the distances inside [low, high] finds of one bin of equal width.
 template <class T>
-struct Bins {
-  T low, scale;
-  int operator()(T value) const { return std::min(kBins - 1, int((value - low) * scale)); }
+struct Range {
+  T low, high;
+  double scale() const { return kBins / (double(high) - double(low)); }
+  bool holds(T value) const { return value >= low && value <= high; }  // never NaN
+  // Monotone, and the same in every pass.
+  int bin(T value, double scale) const {
+    return std::min(kBins - 1, int((double(value) - double(low)) * scale));
+  }
 };
 
-// The rank-th smallest (0-based) of all entries below the diagonal: count into bins of equal
-// width, then select inside the one bin that holds the rank.
+// The smallest and largest of the entries that `keep` accepts.
+template <class T, class Keep>
+Range<T> extremes(const Problem& problem, const T* tiles, Keep keep) {
+  const int64_t panels = problem.panels();
+  std::vector<Range<T>> parts(size_t(panels), {std::numeric_limits<T>::max(), -1});
+  parallel_for(problem.threads, panels, [&](int64_t i) {
+    Range<T>& part = parts[size_t(i)];
+    for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
+      for (int64_t v = 0; v < count; ++v) {
+        if (!keep(values[v])) continue;
+        part.low = std::min(part.low, values[v]);
+        part.high = std::max(part.high, values[v]);
+      }
+    });
+  });
+  Range<T> all = parts[0];
+  for (const Range<T>& part : parts)
+    all = {std::min(all.low, part.low), std::max(all.high, part.high)};
+  return all;
+}
+
+// The rank-th smallest (0-based) of all entries below the diagonal. Counts them into bins of equal
+// width, goes on inside the bin that holds the rank until few are left, and selects among those.
 template <class T>
 T select(const Problem& problem, const T* tiles, int64_t rank) {
   const int64_t panels = problem.panels();
   const int threads = problem.threads;
-  std::vector<T> lows(size_t(panels), std::numeric_limits<T>::max()), highs(size_t(panels), 0);
-  parallel_for(threads, panels, [&](int64_t i) {
-    T low = std::numeric_limits<T>::max(), high = 0;
-    for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
-      for (int64_t v = 0; v < count; ++v) {
-        low = values[v] < low ? values[v] : low;
-        high = values[v] > high ? values[v] : high;
-      }
+  Range<T> range = extremes(problem, tiles, [](T value) { return value == value; });
+  if (std::isinf(range.high)) return std::numeric_limits<T>::quiet_NaN();
+  while (range.high > range.low) {
+    const double scale = range.scale();
+    std::vector<int64_t> counts(size_t(threads) * kBins, 0);
+    on_each_thread(threads, [&](int t) {
+      int64_t* own = counts.data() + int64_t(t) * kBins;
+      for (int64_t i = t; i < panels; i += threads)
+        for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
+          for (int64_t v = 0; v < count; ++v)
+            if (range.holds(values[v])) ++own[range.bin(values[v], scale)];
+        });
     });
-    lows[size_t(i)] = low;
-    highs[size_t(i)] = high;
-  });
-  const T low = *std::min_element(lows.begin(), lows.end());
-  const T high = *std::max_element(highs.begin(), highs.end());
-  if (!(high > low)) return low;
-  if (!std::isfinite(high)) return std::numeric_limits<T>::quiet_NaN();
-  const Bins<T> bins = {low, T(kBins) / (high - low)};
-  if (!std::isfinite(bins.scale)) return low;
-
-  std::vector<int64_t> counts(size_t(threads) * kBins, 0);
-  on_each_thread(threads, [&](int t) {
-    int64_t* own = counts.data() + int64_t(t) * kBins;
-    for (int64_t i = t; i < panels; i += threads)
-      for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
-        for (int64_t v = 0; v < count; ++v)
-          if (values[v] == values[v]) ++own[bins(values[v])];
-      });
-  });
-  int target = 0;
-  int64_t below = 0;
-  for (; target < kBins; ++target) {
-    int64_t here = 0;
-    for (int t = 0; t < threads; ++t) here += counts[size_t(t * kBins + target)];
-    if (below + here > rank) break;
-    below += here;
+    int target = 0;
+    int64_t inside = 0;
+    for (; target < kBins; ++target) {
+      inside = 0;
+      for (int t = 0; t < threads; ++t) inside += counts[size_t(t) * kBins + size_t(target)];
+      if (rank < inside) break;
+      rank -= inside;
+    }
+    if (target == kBins) return std::numeric_limits<T>::quiet_NaN();  // NaN among the distances
+    const auto keep = [&](T value) {
+      return range.holds(value) && range.bin(value, scale) == target;
+    };
+    if (inside > kFew) {
+      range = extremes(problem, tiles, keep);
+      continue;
+    }
+    std::vector<std::vector<T>> found(static_cast<size_t>(threads));
+    on_each_thread(threads, [&](int t) {
+      for (int64_t i = t; i < panels; i += threads)
+        for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
+          for (int64_t v = 0; v < count; ++v)
+            if (keep(values[v])) found[size_t(t)].push_back(values[v]);
+        });
+    });
+    std::vector<T> candidates;
+    for (const auto& part : found) candidates.insert(candidates.end(), part.begin(), part.end());
+    std::nth_element(candidates.begin(), candidates.begin() + rank, candidates.end());
+    return candidates[size_t(rank)];
   }
-  if (target == kBins) return std::numeric_limits<T>::quiet_NaN();  // NaN among the distances
-
-  std::vector<std::vector<T>> found(static_cast<size_t>(threads));
-  on_each_thread(threads, [&](int t) {
-    for (int64_t i = t; i < panels; i += threads)
-      for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
-        for (int64_t v = 0; v < count; ++v)
-          if (values[v] == values[v] && bins(values[v]) == target)
-            found[size_t(t)].push_back(values[v]);
-      });
-  });
-  std::vector<T> candidates;
-  for (const auto& part : found) candidates.insert(candidates.end(), part.begin(), part.end());
-  std::nth_element(candidates.begin(), candidates.begin() + (rank - below), candidates.end());
-  return candidates[size_t(rank - below)];
+  return range.low;
 }
 
 }  // namespace

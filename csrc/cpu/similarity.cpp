@@ -207,11 +207,15 @@ double linear_noise(const Problem& problem, const Features& layer, double unit, 
 }
 
 template <class T>
-int64_t State<T>::bytes(const Problem& problem) {
+int64_t State<T>::head_bytes(const Problem& problem) {
   const int64_t count = problem.count();
+  return aligned(count * int64_t(sizeof(LayerStats))) + aligned(count * count * 8);
+}
+
+template <class T>
+int64_t State<T>::bytes(const Problem& problem) {
   const int64_t means = problem.is_small() ? 0 : problem.total_features();
-  return aligned(count * int64_t(sizeof(LayerStats))) + aligned(count * count * 8) +
-         aligned(count * problem.gram_size() * int64_t(sizeof(T))) +
+  return head_bytes(problem) + aligned(problem.count() * problem.gram_size() * int64_t(sizeof(T))) +
          aligned(means * int64_t(sizeof(T)));
 }
 

@@ -33,6 +33,7 @@ struct State {
   T* means;           // see gram_matrices
 
   static int64_t bytes(const Problem& problem);
+  static int64_t head_bytes(const Problem& problem);  // stats and inner only
   static State at(const Problem& problem, void* memory);
 };
 

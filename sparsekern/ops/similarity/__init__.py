@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ... import dispatch
 from . import cpu, reference
@@ -209,7 +210,13 @@ def _matrix(
 
 
 def _implementation(x: Tensor) -> Any:
-    return cpu if dispatch.select(x.device) == "cpu" else reference
+    if dispatch.select(x.device) != "cpu":
+        return reference
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    ):
+        return reference  # forward-mode derivatives, vmap: plain PyTorch has them
+    return cpu
 
 
 def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
@@ -228,6 +235,8 @@ def _layer_names(layers: Sequence[Tensor], argument: str) -> list[str]:
 def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{argument} must be a dense (strided) tensor, got layout {x.layout}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.dim() == 2:
@@ -267,8 +276,10 @@ def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str
 
 def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
-    if torch.compiler.is_compiling() or result.device.type != "cpu":
+    if torch.compiler.is_compiling() or result.device.type != "cpu" or type(result) is not Tensor:
         return result
+    if torch._C._are_functorch_transforms_active():
+        return result  # vmap has no single number to look at
     # The sum of finite numbers may overflow, but no sum hides one that is not finite.
     total = result if result.dim() == 0 else result.detach().sum()
     if math.isfinite(total.item()) or torch.isfinite(result.detach()).all():

@@ -21,7 +21,8 @@ from .reference import accumulation_dtype
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CENTRING = {None: 0, "double": 1, "u": 2, "biased": 1, "unbiased": 2}
 _HSIC, _CKA = 0, 1
-_NOTHING = torch.empty(0, dtype=torch.uint8)
+# Devices are always named: the core writes to these addresses, whatever the default device is.
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 _RBF = 1
 
 # What an operator needs to know of the kernel and the centring, as plain numbers: kernel code,
@@ -95,6 +96,7 @@ def _needs_grad(xs: Sequence[Tensor]) -> bool:
 
 def _rows(x: Tensor) -> Tensor:
     """The features with the elements of a row adjacent, as the compiled core reads them."""
+    x = x.resolve_neg()
     return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()
 
 
@@ -112,7 +114,8 @@ def _new_state(
     """Memory that outlives the call, or, where nothing is kept, an empty tensor (address 0)."""
     if not keep:
         return _NOTHING
-    return torch.empty(state_bytes(n, dims, dtype, in_features), dtype=torch.uint8)
+    size = state_bytes(n, dims, dtype, in_features)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 # ---- implementations on CPU tensors -------------------------------------------------------------
@@ -134,7 +137,7 @@ def _compare_impl(
     n, count = x.shape[0], len(rows)
     dims = [row.shape[1] for row in rows]
     dtype = accumulation_dtype(x.dtype)
-    out = torch.empty(first or count, count - first, dtype=dtype)
+    out = torch.empty(first or count, count - first, dtype=dtype, device="cpu")
     spec = (kernel, parameter0, parameter1, centring, center_features)
     options = _options(x, spec, keep)
     layers = _describe(rows)
@@ -180,10 +183,10 @@ def _compare_grad_impl(
             flat = core.compare_weights(
                 n, layers, options, quantity, first, grad.data_ptr(), state.data_ptr()
             )
-            weights = torch.tensor(flat, dtype=torch.float64).reshape(len(rows), len(rows))
+            weights = [flat[at : at + len(rows)] for at in range(0, len(flat), len(rows))]
             return _feature_space_grad(rows, weights, needs, centring == _CENTRING["u"])
         # The forward pass found feature space too inexact here, and kept nothing of value.
-        state = torch.empty(state_bytes(n, dims, grad.dtype, False), dtype=torch.uint8)
+        state = _new_state(n, dims, grad.dtype, False, True)
         out = torch.empty_like(grad)
         core.compare(n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads)
     gradients, addresses = _allocate_gradients(rows, needs)
@@ -202,9 +205,16 @@ def _compare_grad_impl(
 
 
 def _feature_space_grad(
-    xs: Sequence[Tensor], weights: Tensor, needs: Sequence[bool], unbiased: bool
+    xs: Sequence[Tensor], weights: Sequence[Sequence[float]], needs: Sequence[bool], unbiased: bool
 ) -> list[Tensor]:
     """``d loss / dX_l = 2 H Σ_m w[l, m] (X_m X_mᵀ - diagonal part) X_l`` by d x d products."""
+    with torch.autocast("cpu", enabled=False):
+        return _feature_space_products(xs, weights, needs, unbiased)
+
+
+def _feature_space_products(
+    xs: Sequence[Tensor], weights: Sequence[Sequence[float]], needs: Sequence[bool], unbiased: bool
+) -> list[Tensor]:
     n = xs[0].shape[0]
     centred = [x - x.mean(dim=0, dtype=torch.float64).to(x.dtype) for x in xs]
     squares = [x.square().sum(dim=1, dtype=torch.float64) for x in centred]
@@ -214,9 +224,9 @@ def _feature_space_grad(
             gradients.append(x.new_empty(0))
             continue
         gradient = torch.zeros_like(x)
-        row_weights = torch.zeros(n, dtype=torch.float64)
+        row_weights = torch.zeros(n, dtype=torch.float64, device="cpu")
         for other, (y, norms) in enumerate(zip(centred, squares, strict=True)):
-            weight = 2 * float(weights[index, other])
+            weight = 2 * weights[index][other]
             if weight == 0:
                 continue
             gradient.addmm_(y, torch.mm(y.T, x), alpha=weight)
@@ -246,7 +256,7 @@ def _sum_impl(
     dtype = accumulation_dtype(x.dtype)
     dims = [row.shape[1] for row in rows]
     state = _new_state(x.shape[0], dims, dtype, False, keep)
-    out = torch.empty((), dtype=dtype)
+    out = torch.empty((), dtype=dtype, device="cpu")
     spec = (kernel, parameter0, parameter1, centring, center_features)
     native.cpu().group_sum(
         x.shape[0],
@@ -302,8 +312,8 @@ def _gram_impl(
     x = _rows(x)
     n = x.shape[0]
     dtype = accumulation_dtype(x.dtype)
-    state = torch.empty(state_bytes(n, [x.shape[1]], dtype, False), dtype=torch.uint8)
-    out = torch.empty(n, n, dtype=dtype)
+    state = _new_state(n, [x.shape[1]], dtype, False, True)
+    out = torch.empty(n, n, dtype=dtype, device="cpu")
     spec = (kernel, parameter0, parameter1, centring, center_features)
     native.cpu().dense(
         n,
@@ -347,7 +357,7 @@ def _allocate_gradients(
 ) -> tuple[list[Tensor], list[int]]:
     """Contiguous memory for the gradients that are needed; an address of 0 skips a layer."""
     gradients = [
-        torch.empty(x.shape if needed else (0,), dtype=accumulation_dtype(x.dtype))
+        torch.empty(x.shape if needed else (0,), dtype=accumulation_dtype(x.dtype), device="cpu")
         for x, needed in zip(xs, needs, strict=True)
     ]
     addresses = [
@@ -441,10 +451,16 @@ for _name, _schema in _SCHEMAS.items():
 
 def _run(name: str, *arguments: Any) -> Any:
     """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
-    first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
-    if torch.compiler.is_compiling() or type(first) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or not all(map(_is_plain, arguments)):
         return getattr(torch.ops.sparsekern, name)(*arguments)
     return _IMPLEMENTATIONS[name](*arguments)
+
+
+def _is_plain(argument: Any) -> bool:
+    """False for tensor subclasses, which may have no memory of their own, and lists with one."""
+    if type(argument) is list:
+        return all(map(_is_plain, argument))
+    return not isinstance(argument, Tensor) or type(argument) in (Tensor, torch.nn.Parameter)
 
 
 # ---- autograd -----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+_MOST_DEGREE = 1000  # far beyond what any float can hold
+
 
 def _require_positive(kernel: str, argument: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
@@ -38,6 +40,7 @@ class RBF:
         _require_positive("RBF", "fraction", self.fraction)
         if self.bandwidth is not None:
             _require_positive("RBF", "bandwidth", self.bandwidth)
+            _require_positive("RBF", "the square of bandwidth", self.bandwidth * self.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Polynomial:
     """``k(x, y) = (xᵀy + c)^degree``, on the features as they are (it is not shift-invariant).
 
     Args:
-        degree: a positive integer.
+        degree: an integer from 1 to 1000.
         c: the additive constant, at least 0 (a negative one gives no positive kernel).
 
     Raises:
@@ -56,8 +59,12 @@ class Polynomial:
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
-            raise ValueError(f"Polynomial: degree must be a positive integer, got {self.degree!r}")
+        valid = isinstance(self.degree, int) and not isinstance(self.degree, bool)
+        if not valid or not 1 <= self.degree <= _MOST_DEGREE:
+            raise ValueError(
+                f"Polynomial: degree must be an integer from 1 to {_MOST_DEGREE}, "
+                f"got {self.degree!r}"
+            )
         if not (math.isfinite(self.c) and self.c >= 0):
             raise ValueError(f"Polynomial: c must be a finite number >= 0, got {self.c!r}")
 

@@ -68,8 +68,13 @@ def inner_products(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
 def unit_rows(x: Tensor) -> Tensor:  # (n, d) -> (n, d)
     """Each sample divided by its norm, in the accumulation dtype; a sample of zeros stays so."""
     features = x.to(accumulation_dtype(x.dtype))
+    if features.shape[1] == 0:
+        return features
+    # Scaled first, so that neither tiny nor huge samples leave the range of floats when squared.
+    peak = features.detach().abs().amax(dim=1, keepdim=True)
+    is_zero = peak == 0
+    features = features / torch.where(is_zero, 1, peak)
     squares = features.square().sum(dim=1, keepdim=True)
-    is_zero = squares == 0
     return features * torch.where(is_zero, 0, torch.where(is_zero, 1, squares).rsqrt())
 
 
@@ -104,7 +109,7 @@ def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
     if isinstance(kernel, RBF):
         distances = squared_distances(x)
         if kernel.bandwidth is not None:
-            variance = distances.new_tensor(kernel.bandwidth**2)
+            variance = distances.new_tensor(kernel.bandwidth * kernel.bandwidth)
         else:
             variance = kernel.fraction**2 * median_with_diagonal(distances)
         degenerate = variance == 0  # over half of the pairs coincide: the limit of a narrow kernel
