@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsekern import native
-from sparsekern.ops.similarity import cpu, layout
+from sparsekern.ops.similarity import calls, layout
 
 LINEAR_U = (0, 0.0, 0.0, 2, True)
 RBF_DOUBLE = (1, 0.5, 0.0, 1, True)
@@ -86,13 +86,13 @@ def test_outliers_fall_back_to_gram_matrices() -> None:
     x, y = (t.double() for t in _features(500, 6, 8))
     x[0] *= 1e3
     x, y = x.float(), y.float()
-    out, state = cpu._compare_impl([x, y], 1, 1, *LINEAR_U, True)
+    out, state = calls.compare([x, y], 1, 1, *LINEAR_U, True)
     assert layout.feature_space_is_faster(500, [6, 8], 1, 0, x.dtype, True)
     assert state[-1] == 0
-    exact, kept = cpu._compare_impl([x.double(), y.double()], 1, 1, *LINEAR_U, True)
+    exact, kept = calls.compare([x.double(), y.double()], 1, 1, *LINEAR_U, True)
     assert out.item() == pytest.approx(exact.item(), abs=1e-5)
-    grads = cpu._compare_grad_impl(torch.ones(1, 1), [x, y], state, [True, True], 1, 1, *LINEAR_U)
-    oracle = cpu._compare_grad_impl(
+    grads = calls.compare_grad(torch.ones(1, 1), [x, y], state, [True, True], 1, 1, *LINEAR_U)
+    oracle = calls.compare_grad(
         torch.ones(1, 1, dtype=torch.float64),
         [x.double(), y.double()],
         kept,

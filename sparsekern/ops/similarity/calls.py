@@ -1,0 +1,309 @@
+"""Calls of the compiled similarity core: memory for their results, addresses in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .layout import feature_space_is_faster, state_bytes
+from .reference import accumulation_dtype
+
+DOUBLE_CENTRING, U_CENTRING = 1, 2
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Devices are always named: the core writes to these addresses, whatever the default device is.
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+# What the core needs to know of the kernel and the centring, as plain numbers: kernel code, two
+# parameters, centring code, whether features are centred first.
+Spec = tuple[int, float, float, int, bool]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The features with the elements of a row adjacent, as the compiled core reads them."""
+    x = x.resolve_neg()
+    return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def _describe(xs: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    return [(x.data_ptr(), x.shape[1], x.stride(0)) for x in xs]
+
+
+def _options(x: Tensor, spec: Spec, keep: bool) -> tuple[int, int, float, float, int, bool, bool]:
+    return (_DTYPE_CODES[x.dtype], *spec, keep)
+
+
+def _new_state(
+    n: int, dims: Sequence[int], dtype: torch.dtype, in_features: bool, keep: bool
+) -> Tensor:
+    """Memory that outlives the call, or, where nothing is kept, an empty tensor (address 0)."""
+    if not keep:
+        return _NOTHING
+    size = state_bytes(n, dims, dtype, in_features)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
+def compare(
+    xs: Sequence[Tensor],
+    first: int,
+    quantity: int,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """HSIC or CKA between layers: the first ``first`` with the others, or (0) all with all.
+
+    Returns:
+        The matrix, and what :func:`compare_grad` needs of it (nothing unless ``keep``).
+    """
+    rows = [_rows(x) for x in xs]
+    x = rows[0]
+    n, count = x.shape[0], len(rows)
+    dims = [row.shape[1] for row in rows]
+    dtype = accumulation_dtype(x.dtype)
+    out = torch.empty(first or count, count - first, dtype=dtype, device="cpu")
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    options = _options(x, spec, keep)
+    layers = _describe(rows)
+    core, threads = native.cpu(), torch.get_num_threads()
+    in_features = feature_space_is_faster(n, dims, first, kernel, x.dtype, keep)
+    state = _new_state(n, dims, dtype, in_features, keep)
+    if not in_features:
+        core.compare(n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads)
+        return out, state
+    exact = core.compare_in_feature_space(
+        n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads
+    )
+    if keep:
+        state[-1] = int(exact)
+    if not exact:
+        core.compare(n, layers, options, quantity, first, 0, out.data_ptr(), threads)
+    return out, state
+
+
+def compare_grad(
+    grad: Tensor,
+    xs: Sequence[Tensor],
+    state: Tensor,
+    needs: Sequence[bool],
+    first: int,
+    quantity: int,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+) -> list[Tensor]:
+    """Gradients of :func:`compare`, one per layer; an empty tensor where ``needs`` is False."""
+    rows = [_rows(x) for x in xs]
+    x = rows[0]
+    n, dims = x.shape[0], [row.shape[1] for row in rows]
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    options = _options(x, spec, True)
+    layers = _describe(rows)
+    grad = grad.contiguous()
+    core, threads = native.cpu(), torch.get_num_threads()
+    if feature_space_is_faster(n, dims, first, kernel, x.dtype, True):
+        if state[-1]:
+            flat = core.compare_weights(
+                n, layers, options, quantity, first, grad.data_ptr(), state.data_ptr()
+            )
+            weights = [flat[at : at + len(rows)] for at in range(0, len(flat), len(rows))]
+            return _feature_space_grad(rows, weights, needs, centring == U_CENTRING)
+        # The forward pass found feature space too inexact here, and kept nothing of value.
+        state = _new_state(n, dims, grad.dtype, False, True)
+        out = torch.empty_like(grad)
+        core.compare(n, layers, options, quantity, first, state.data_ptr(), out.data_ptr(), threads)
+    gradients, addresses = _allocate_gradients(rows, needs)
+    core.compare_grad(
+        n,
+        layers,
+        options,
+        quantity,
+        first,
+        grad.data_ptr(),
+        state.data_ptr(),
+        addresses,
+        threads,
+    )
+    return _as_inputs(gradients, rows)
+
+
+def _feature_space_grad(
+    xs: Sequence[Tensor], weights: Sequence[Sequence[float]], needs: Sequence[bool], unbiased: bool
+) -> list[Tensor]:
+    """``d loss / dX_l = 2 H Σ_m w[l, m] (X_m X_mᵀ - diagonal part) X_l`` by d x d products."""
+    with torch.autocast("cpu", enabled=False):
+        return _feature_space_products(xs, weights, needs, unbiased)
+
+
+def _feature_space_products(
+    xs: Sequence[Tensor], weights: Sequence[Sequence[float]], needs: Sequence[bool], unbiased: bool
+) -> list[Tensor]:
+    n = xs[0].shape[0]
+    centred = [x - x.mean(dim=0, dtype=torch.float64).to(x.dtype) for x in xs]
+    squares = [x.square().sum(dim=1, dtype=torch.float64) for x in centred]
+    gradients = []
+    for index, x in enumerate(centred):
+        if not needs[index]:
+            gradients.append(x.new_empty(0))
+            continue
+        gradient = torch.zeros_like(x)
+        row_weights = torch.zeros(n, dtype=torch.float64, device="cpu")
+        for other, (y, norms) in enumerate(zip(centred, squares, strict=True)):
+            weight = 2 * weights[index][other]
+            if weight == 0:
+                continue
+            gradient.addmm_(y, torch.mm(y.T, x), alpha=weight)
+            if unbiased:
+                row_weights -= weight * n / (n - 2) * norms
+                row_weights += weight * norms.sum() / ((n - 1) * (n - 2))
+        if unbiased:
+            gradient += row_weights.to(x.dtype)[:, None] * x
+            gradient -= gradient.mean(dim=0, dtype=torch.float64).to(x.dtype)
+        gradients.append(gradient)
+    return gradients
+
+
+def group_sum(
+    xs: Sequence[Tensor],
+    sizes: Sequence[int],
+    mean: bool,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """CKA summed inside groups of consecutive layers, or its mean over the pairs of one group.
+
+    Returns:
+        The scalar, and what :func:`group_sum_grad` needs of it (nothing unless ``keep``).
+    """
+    rows = [_rows(x) for x in xs]
+    x = rows[0]
+    dtype = accumulation_dtype(x.dtype)
+    dims = [row.shape[1] for row in rows]
+    state = _new_state(x.shape[0], dims, dtype, False, keep)
+    out = torch.empty((), dtype=dtype, device="cpu")
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    native.cpu().group_sum(
+        x.shape[0],
+        _describe(rows),
+        _options(x, spec, keep),
+        list(sizes),
+        mean,
+        state.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, state
+
+
+def group_sum_grad(
+    grad: Tensor,
+    xs: Sequence[Tensor],
+    state: Tensor,
+    needs: Sequence[bool],
+    sizes: Sequence[int],
+    mean: bool,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+) -> list[Tensor]:
+    """Gradients of :func:`group_sum`, one per layer; an empty tensor where ``needs`` is False."""
+    rows = [_rows(x) for x in xs]
+    gradients, addresses = _allocate_gradients(rows, needs)
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    native.cpu().group_sum_grad(
+        rows[0].shape[0],
+        _describe(rows),
+        _options(rows[0], spec, True),
+        list(sizes),
+        mean,
+        grad.contiguous().data_ptr(),
+        state.data_ptr(),
+        addresses,
+        torch.get_num_threads(),
+    )
+    return _as_inputs(gradients, rows)
+
+
+def gram(
+    x: Tensor,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+) -> tuple[Tensor, Tensor]:
+    """One layer's Gram matrix, and what :func:`gram_grad` needs of it."""
+    x = _rows(x)
+    n = x.shape[0]
+    dtype = accumulation_dtype(x.dtype)
+    state = _new_state(n, [x.shape[1]], dtype, False, True)
+    out = torch.empty(n, n, dtype=dtype, device="cpu")
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    native.cpu().dense(
+        n,
+        _describe([x]),
+        _options(x, spec, True),
+        state.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, state
+
+
+def gram_grad(
+    grad: Tensor,
+    x: Tensor,
+    state: Tensor,
+    kernel: int,
+    parameter0: float,
+    parameter1: float,
+    centring: int,
+    center_features: bool,
+) -> Tensor:
+    """The gradient of :func:`gram`."""
+    x = _rows(x)
+    gradients, addresses = _allocate_gradients([x], [True])
+    grad = grad.contiguous()
+    spec = (kernel, parameter0, parameter1, centring, center_features)
+    native.cpu().dense_grad(
+        x.shape[0],
+        _describe([x]),
+        _options(x, spec, True),
+        grad.data_ptr(),
+        state.data_ptr(),
+        addresses[0],
+        torch.get_num_threads(),
+    )
+    return _as_inputs(gradients, [x])[0]
+
+
+def _allocate_gradients(
+    xs: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[list[Tensor], list[int]]:
+    """Contiguous memory for the gradients that are needed; an address of 0 skips a layer."""
+    gradients = [
+        torch.empty(x.shape if needed else (0,), dtype=accumulation_dtype(x.dtype), device="cpu")
+        for x, needed in zip(xs, needs, strict=True)
+    ]
+    addresses = [
+        gradient.data_ptr() if needed else 0
+        for gradient, needed in zip(gradients, needs, strict=True)
+    ]
+    return gradients, addresses
+
+
+def _as_inputs(gradients: list[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+    return [gradient.to(x.dtype) for gradient, x in zip(gradients, xs, strict=True)]

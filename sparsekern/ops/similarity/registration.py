@@ -1,0 +1,106 @@
+"""The compiled similarity operators as torch.library sees them: schemas and fake kernels.
+
+torch.compile sees opaque nodes; in eager mode :func:`run` calls the implementations directly, which
+saves the dispatcher's 2-3 µs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import calls
+from .layout import feature_space_is_faster, state_bytes
+from .reference import accumulation_dtype
+
+_SPEC = "int kernel, float parameter0, float parameter1, int centring, bool center_features"
+_SCHEMAS = {
+    "similarity_compare": f"(Tensor[] xs, int first, int quantity, {_SPEC}, bool keep)"
+    " -> (Tensor, Tensor)",
+    "similarity_compare_grad": "(Tensor grad, Tensor[] xs, Tensor state, bool[] needs, int first,"
+    f" int quantity, {_SPEC}) -> Tensor[]",
+    "similarity_sum": f"(Tensor[] xs, int[] sizes, bool mean, {_SPEC}, bool keep)"
+    " -> (Tensor, Tensor)",
+    "similarity_sum_grad": "(Tensor grad, Tensor[] xs, Tensor state, bool[] needs, int[] sizes,"
+    f" bool mean, {_SPEC}) -> Tensor[]",
+    "similarity_gram": f"(Tensor x, {_SPEC}) -> (Tensor, Tensor)",
+    "similarity_gram_grad": f"(Tensor grad, Tensor x, Tensor state, {_SPEC}) -> Tensor",
+}
+_IMPLEMENTATIONS: dict[str, Any] = {
+    "similarity_compare": calls.compare,
+    "similarity_compare_grad": calls.compare_grad,
+    "similarity_sum": calls.group_sum,
+    "similarity_sum_grad": calls.group_sum_grad,
+    "similarity_gram": calls.gram,
+    "similarity_gram_grad": calls.gram_grad,
+}
+
+
+def _fake_state(xs: Sequence[Tensor], in_features: bool, keep: bool) -> Tensor:
+    x = xs[0]
+    dims = [layer.shape[1] for layer in xs]
+    size = state_bytes(x.shape[0], dims, accumulation_dtype(x.dtype), in_features)
+    return x.new_empty(size if keep else 0, dtype=torch.uint8)
+
+
+def _compare_fake(
+    xs: Sequence[Tensor], first: int, quantity: int, kernel: int, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    x = xs[0]
+    out = x.new_empty(first or len(xs), len(xs) - first, dtype=accumulation_dtype(x.dtype))
+    dims = [layer.shape[1] for layer in xs]
+    in_features = feature_space_is_faster(x.shape[0], dims, first, kernel, x.dtype, rest[-1])
+    return out, _fake_state(xs, in_features, rest[-1])
+
+
+def _sum_fake(xs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    out = xs[0].new_empty((), dtype=accumulation_dtype(xs[0].dtype))
+    return out, _fake_state(xs, False, rest[-1])
+
+
+def _gram_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    n = x.shape[0]
+    return x.new_empty(n, n, dtype=accumulation_dtype(x.dtype)), _fake_state([x], False, True)
+
+
+def _grads_fake(
+    grad: Tensor, xs: Sequence[Tensor], state: Tensor, needs: Sequence[bool], *_: Any
+) -> list[Tensor]:
+    return [x.new_empty(x.shape if needed else (0,)) for x, needed in zip(xs, needs, strict=True)]
+
+
+def _gram_grad_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_FAKES: dict[str, Any] = {
+    "similarity_compare": _compare_fake,
+    "similarity_compare_grad": _grads_fake,
+    "similarity_sum": _sum_fake,
+    "similarity_sum_grad": _grads_fake,
+    "similarity_gram": _gram_fake,
+    "similarity_gram_grad": _gram_grad_fake,
+}
+
+_library = torch.library.Library("sparsekern", "FRAGMENT")
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, _IMPLEMENTATIONS[_name], "CPU")
+    torch.library.register_fake(f"sparsekern::{_name}", _FAKES[_name], lib=_library)
+
+
+def run(name: str, *arguments: Any) -> Any:
+    """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
+    if torch.compiler.is_compiling() or not all(map(_is_plain, arguments)):
+        return getattr(torch.ops.sparsekern, name)(*arguments)
+    return _IMPLEMENTATIONS[name](*arguments)
+
+
+def _is_plain(argument: Any) -> bool:
+    """False for tensor subclasses, which may have no memory of their own, and lists with one."""
+    if type(argument) is list:
+        return all(map(_is_plain, argument))
+    return not isinstance(argument, Tensor) or type(argument) in (Tensor, torch.nn.Parameter)
