@@ -25,15 +25,14 @@ void for_each_run(const Problem& problem, const T* tiles, int64_t first, int64_t
   }
 }
 
-// What a pass over the distances inside [low, high] finds of one bin of equal width.
 template <class T>
 struct Range {
   T low, high;
-  double scale() const { return kBins / (double(high) - double(low)); }
   bool holds(T value) const { return value >= low && value <= high; }  // never NaN
-  // Monotone, and the same in every pass.
-  int bin(T value, double scale) const {
-    return std::min(kBins - 1, int((double(value) - double(low)) * scale));
+  // The bin of equal width that a value inside lies in. Monotone, and the same in every pass. The
+  // two steps keep the factor in range where the distances are tiny.
+  int bin(T value) const {
+    return std::min(kBins - 1, int((value - low) / (high - low) * T(kBins)));
   }
 };
 
@@ -43,14 +42,15 @@ Range<T> extremes(const Problem& problem, const T* tiles, Keep keep) {
   const int64_t panels = problem.panels();
   std::vector<Range<T>> parts(size_t(panels), {std::numeric_limits<T>::max(), -1});
   parallel_for(problem.threads, panels, [&](int64_t i) {
-    Range<T>& part = parts[size_t(i)];
+    T low = parts[size_t(i)].low, high = parts[size_t(i)].high;
     for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
       for (int64_t v = 0; v < count; ++v) {
-        if (!keep(values[v])) continue;
-        part.low = std::min(part.low, values[v]);
-        part.high = std::max(part.high, values[v]);
+        const bool counts = keep(values[v]);
+        low = counts && values[v] < low ? values[v] : low;
+        high = counts && values[v] > high ? values[v] : high;
       }
     });
+    parts[size_t(i)] = {low, high};
   });
   Range<T> all = parts[0];
   for (const Range<T>& part : parts)
@@ -67,14 +67,13 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
   Range<T> range = extremes(problem, tiles, [](T value) { return value == value; });
   if (std::isinf(range.high)) return std::numeric_limits<T>::quiet_NaN();
   while (range.high > range.low) {
-    const double scale = range.scale();
     std::vector<int64_t> counts(size_t(threads) * kBins, 0);
     on_each_thread(threads, [&](int t) {
       int64_t* own = counts.data() + int64_t(t) * kBins;
       for (int64_t i = t; i < panels; i += threads)
         for_each_run(problem, tiles, i, i + 1, [&](const T* values, int64_t count) {
           for (int64_t v = 0; v < count; ++v)
-            if (range.holds(values[v])) ++own[range.bin(values[v], scale)];
+            if (range.holds(values[v])) ++own[range.bin(values[v])];
         });
     });
     int target = 0;
@@ -86,9 +85,7 @@ T select(const Problem& problem, const T* tiles, int64_t rank) {
       rank -= inside;
     }
     if (target == kBins) return std::numeric_limits<T>::quiet_NaN();  // NaN among the distances
-    const auto keep = [&](T value) {
-      return range.holds(value) && range.bin(value, scale) == target;
-    };
+    const auto keep = [&](T value) { return range.holds(value) && range.bin(value) == target; };
     if (inside > kFew) {
       range = extremes(problem, tiles, keep);
       continue;

@@ -23,7 +23,8 @@ Spec = tuple[int, float, float, int, bool]
 
 def _rows(x: Tensor) -> Tensor:
     """The features with the elements of a row adjacent, as the compiled core reads them."""
-    x = x.resolve_neg()
+    if x.is_neg():
+        x = x.resolve_neg()
     return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()
 
 
@@ -306,4 +307,6 @@ def _allocate_gradients(
 
 
 def _as_inputs(gradients: list[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+    if gradients[0].dtype == xs[0].dtype:
+        return gradients
     return [gradient.to(x.dtype) for gradient, x in zip(gradients, xs, strict=True)]

@@ -162,7 +162,8 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, x = ctx.saved_tensors
         grad = grads[0]
-        gradient = run("similarity_gram_grad", grad.detach(), x.detach(), state, *ctx.spec)
+        with torch.no_grad():
+            gradient = run("similarity_gram_grad", grad, x, state, *ctx.spec)
         return None, *_differentiable_once(grad, [gradient])
 
 
@@ -174,6 +175,6 @@ def _run_grad(
     needs: list[bool],
     arguments: tuple[Any, ...],
 ) -> Sequence[Tensor]:
-    detached = [x.detach() for x in xs]
-    gradients = run(name, grad.detach(), detached, state, needs, *arguments)
+    with torch.no_grad():  # the graph of create_graph=True is _Once's to make
+        gradients = run(name, grad, list(xs), state, needs, *arguments)
     return _differentiable_once(grad, gradients)
