@@ -35,10 +35,11 @@ FLAGS = [
     "-Wextra",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# Only these files may use instructions beyond the baseline; they are reached by run-time dispatch.
+# Only csrc/cpu/isa/*_avx2.cpp and *_avx512.cpp may use instructions beyond the baseline; they are
+# reached by run-time dispatch.
 ISA_FLAGS = {
-    "avx2.cpp": AVX2,
-    "avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", *AVX2],
+    "avx2": AVX2,
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", *AVX2],
 }
 
 
@@ -122,7 +123,7 @@ class BuildCore(build_ext):
         is_x86_64 = self.plat_name.lower().endswith(("x86_64", "amd64"))
 
         def compile_with_isa(obj, src, ext, cc_args, extra_postargs, pp_opts):  # type: ignore
-            flags = ISA_FLAGS.get(Path(src).name, []) if is_x86_64 else []
+            flags = ISA_FLAGS.get(Path(src).stem.rpartition("_")[2], []) if is_x86_64 else []
             compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
         self.compiler._compile = compile_with_isa
@@ -148,7 +149,7 @@ class BuildCore(build_ext):
 
 core = Pybind11Extension(
     f"{PACKAGE}._cpu",
-    sorted([*glob("csrc/cpu/*.cpp"), *glob("csrc/cpu/isa/*.cpp"), "csrc/bindings/cpu.cpp"]),
+    sorted([*glob("csrc/cpu/*.cpp"), *glob("csrc/cpu/isa/*.cpp"), *glob("csrc/bindings/*.cpp")]),
     include_dirs=["csrc"],
     depends=["setup.py", *sorted(glob("csrc/**/*.h", recursive=True))],
     cxx_std=17,

@@ -3,13 +3,14 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "isa/similarity_table.h"
+
 namespace sparsekern {
 namespace {
 
-struct Isa {
+struct Named {
   const char* name;
-  const KernelTable<float>* f32;
-  const KernelTable<double>* f64;
+  Isa level;
 };
 
 bool machine_has_avx2() {
@@ -30,20 +31,21 @@ bool machine_has_avx512() {
 #endif
 }
 
-std::vector<Isa> detect() {
-  std::vector<Isa> found = {{"portable", portable_f32(), portable_f64()}};
-  if (avx2_f32() && machine_has_avx2()) found.push_back({"avx2", avx2_f32(), avx2_f64()});
-  if (avx512_f32() && machine_has_avx512()) found.push_back({"avx512", avx512_f32(), avx512_f64()});
+// What is compiled in is the same for every family, and asked of one.
+std::vector<Named> detect() {
+  std::vector<Named> found = {{"portable", Isa::kPortable}};
+  if (avx2_f32() && machine_has_avx2()) found.push_back({"avx2", Isa::kAvx2});
+  if (avx512_f32() && machine_has_avx512()) found.push_back({"avx512", Isa::kAvx512});
   return found;
 }
 
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> list = detect();
+const std::vector<Named>& isas() {
+  static const std::vector<Named> list = detect();
   return list;
 }
 
-std::atomic<const Isa*>& current() {
-  static std::atomic<const Isa*> chosen{&isas().back()};
+std::atomic<const Named*>& current() {
+  static std::atomic<const Named*> chosen{&isas().back()};
   return chosen;
 }
 
@@ -51,31 +53,24 @@ std::atomic<const Isa*>& current() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Isa& isa : isas()) names.emplace_back(isa.name);
+  for (const Named& isa : isas()) names.emplace_back(isa.name);
   return names;
 }
 
 std::string current_isa() { return current().load()->name; }
 
+Isa current_level() { return current().load(std::memory_order_relaxed)->level; }
+
 void select_isa(const std::string& name) {
-  for (const Isa& isa : isas()) {
+  for (const Named& isa : isas()) {
     if (name == isa.name) {
       current().store(&isa);
       return;
     }
   }
   std::string known;
-  for (const Isa& isa : isas()) known += (known.empty() ? "" : ", ") + std::string(isa.name);
+  for (const Named& isa : isas()) known += (known.empty() ? "" : ", ") + std::string(isa.name);
   throw std::invalid_argument("no instruction set '" + name + "' here; this machine has " + known);
-}
-
-template <>
-const KernelTable<float>& kernels<float>() {
-  return *current().load()->f32;
-}
-template <>
-const KernelTable<double>& kernels<double>() {
-  return *current().load()->f64;
 }
 
 }  // namespace sparsekern

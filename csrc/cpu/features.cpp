@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "buffer.h"
-#include "dispatch.h"
+#include "kernels.h"
 #include "similarity.h"
 
 namespace sparsekern {

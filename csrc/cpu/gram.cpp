@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "buffer.h"
-#include "dispatch.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace sparsekern {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "buffer.h"
-#include "dispatch.h"
+#include "kernels.h"
 #include "median.h"
 #include "parallel.h"
 

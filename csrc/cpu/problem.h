@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "isa/table.h"
+#include "isa/similarity_table.h"
 
 namespace sparsekern {
 

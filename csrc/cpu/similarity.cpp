@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "buffer.h"
-#include "dispatch.h"
 #include "gram.h"
 #include "kernel_map.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace sparsekern {

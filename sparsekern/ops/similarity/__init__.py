@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ... import dispatch
+from .. import checks
+from ..registry import back_end
 from . import cpu, reference
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial, resolve_kernel
 
@@ -27,7 +27,6 @@ __all__ = [
     "hsic_matrix",
 ]
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _LEAST_SAMPLES = {"unbiased": 4, "biased": 2}
 _PAIR_NAMES = ("x", "y")
 
@@ -210,13 +209,7 @@ def _matrix(
 
 
 def _implementation(x: Tensor) -> Any:
-    if dispatch.select(x.device) != "cpu":
-        return reference
-    if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    ):
-        return reference  # forward-mode derivatives, vmap: plain PyTorch has them
-    return cpu
+    return back_end(x.device, reference, cpu)
 
 
 def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
@@ -225,20 +218,11 @@ def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
 
 
 def _layer_names(layers: Sequence[Tensor], argument: str) -> list[str]:
-    if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
-        raise TypeError(f"{argument} must be a list of tensors, got {type(layers).__name__}")
-    if not layers:
-        raise ValueError(f"{argument} is empty: expected at least one tensor of features")
-    return [f"{argument}[{index}]" for index in range(len(layers))]
+    return checks.names_of(layers, argument, of="tensor of features")
 
 
 def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{argument} must be a dense (strided) tensor, got layout {x.layout}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    checks.floating_tensor(x, argument)
     if x.dim() == 2:
         return x
     if x.dim() == 0:
@@ -253,19 +237,14 @@ def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
     flat = [_flatten(x, name) for x, name in zip(layers, names, strict=True)]
     first = flat[0]
-    n, dtype, device = first.shape[0], first.dtype, first.device
+    n = first.shape[0]
     for x, name in zip(flat, names, strict=True):
         if x.shape[0] != n:
             raise ValueError(
                 f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
                 "all features must come from the same samples"
             )
-        if x.dtype != dtype:
-            raise TypeError(f"{name} is {x.dtype} and {names[0]} is {dtype}: expected one dtype")
-        if x.device != device:
-            raise ValueError(
-                f"{name} is on {x.device} and {names[0]} on {device}: expected one device"
-            )
+    checks.same_dtype_and_device(flat, names)
     if n < _LEAST_SAMPLES[estimator]:
         raise ValueError(
             f"{names[0]} has {n} samples (shape {tuple(layers[0].shape)}); "

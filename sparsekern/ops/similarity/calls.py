@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ... import native
+from ..precision import accumulation_dtype
+from ..registry import DTYPE_CODES
 from .layout import feature_space_is_faster, state_bytes
-from .reference import accumulation_dtype
 
 DOUBLE_CENTRING, U_CENTRING = 1, 2
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Devices are always named: the core writes to these addresses, whatever the default device is.
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 
@@ -33,7 +33,7 @@ def _describe(xs: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 
 
 def _options(x: Tensor, spec: Spec, keep: bool) -> tuple[int, int, float, float, int, bool, bool]:
-    return (_DTYPE_CODES[x.dtype], *spec, keep)
+    return (DTYPE_CODES[x.dtype], *spec, keep)
 
 
 def _new_state(

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..registry import needs_grad, only_needed, run, run_grad
+from . import registration as _registration  # noqa: F401  (defines the operators)
 from .calls import DOUBLE_CENTRING, U_CENTRING, Spec
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial
-from .registration import run
 
 _CENTRING = {
     None: 0,
@@ -48,7 +49,7 @@ def cka_sum(
     mean = reduction == "mean"
     sizes = [len(xs)] if mean else [len(group) for group in groups]
     spec = _spec(kernel, estimator)
-    if _needs_grad(xs):
+    if needs_grad(xs):
         return _Sum.apply(sizes, mean, spec, *xs)  # type: ignore[no-any-return]
     out: Tensor = run("similarity_sum", xs, sizes, mean, *spec, False)[0]
     return out
@@ -57,7 +58,7 @@ def cka_sum(
 def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
     """See :func:`sparsekern.gram`; arguments are checked and flattened."""
     spec = _spec(kernel, center)
-    if _needs_grad((x,)):
+    if needs_grad((x,)):
         return _Gram.apply(spec, x)  # type: ignore[no-any-return]
     out: Tensor = run("similarity_gram", x, *spec)[0]
     return out
@@ -68,7 +69,7 @@ def _compare(
 ) -> Tensor:
     first = 0 if ys is None else len(xs)
     layers = [*xs] if ys is None else [*xs, *ys]
-    if _needs_grad(layers):
+    if needs_grad(layers):
         return _Compare.apply(first, quantity, spec, *layers)  # type: ignore[no-any-return]
     out: Tensor = run("similarity_compare", layers, first, quantity, *spec, False)[0]
     return out
@@ -86,38 +87,6 @@ def _spec(kernel: Kernel, centring: str | None) -> Spec:
     return _COSINE, 0.0, 0.0, code, False
 
 
-def _needs_grad(xs: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in xs)
-
-
-class _Once(torch.autograd.Function):
-    """Identity on gradients that cannot be differentiated again; says so if anybody tries."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.view_as(gradient) for gradient in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "the gradient of sparsekern's compiled similarity operators cannot be differentiated "
-            'again; compute them inside `with sparsekern.backend("reference"):` for that'
-        )
-
-
-def _differentiable_once(grad: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        source = grad if grad.requires_grad else grad.detach().requires_grad_()
-        return _Once.apply(source, *gradients)  # type: ignore[no-any-return]
-    return tuple(gradients)
-
-
-def _only_needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(
-        gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-    )
-
-
 class _Compare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: int, quantity: int, spec: Spec, *xs: Tensor) -> Tensor:
@@ -130,8 +99,10 @@ class _Compare(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[3:])
-        gradients = _run_grad("similarity_compare_grad", grads[0], xs, state, needs, ctx.arguments)
-        return (None, None, None, *_only_needed(gradients, needs))
+        gradients = run_grad(
+            "similarity", "similarity_compare_grad", grads[0], xs, state, needs, *ctx.arguments
+        )
+        return (None, None, None, *only_needed(gradients, needs))
 
 
 class _Sum(torch.autograd.Function):
@@ -146,8 +117,10 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[3:])
-        gradients = _run_grad("similarity_sum_grad", grads[0], xs, state, needs, ctx.arguments)
-        return (None, None, None, *_only_needed(gradients, needs))
+        gradients = run_grad(
+            "similarity", "similarity_sum_grad", grads[0], xs, state, needs, *ctx.arguments
+        )
+        return (None, None, None, *only_needed(gradients, needs))
 
 
 class _Gram(torch.autograd.Function):
@@ -161,20 +134,5 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, x = ctx.saved_tensors
-        grad = grads[0]
-        with torch.no_grad():
-            gradient = run("similarity_gram_grad", grad, x, state, *ctx.spec)
-        return None, *_differentiable_once(grad, [gradient])
-
-
-def _run_grad(
-    name: str,
-    grad: Tensor,
-    xs: Sequence[Tensor],
-    state: Tensor,
-    needs: list[bool],
-    arguments: tuple[Any, ...],
-) -> Sequence[Tensor]:
-    with torch.no_grad():  # the graph of create_graph=True is _Once's to make
-        gradients = run(name, grad, list(xs), state, needs, *arguments)
-    return _differentiable_once(grad, gradients)
+        gradients = run_grad("similarity", "similarity_gram_grad", grads[0], x, state, *ctx.spec)
+        return None, *gradients

@@ -7,31 +7,16 @@ operators compute in the precision that the dtype of their inputs asks for.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..precision import accumulation_dtype, sum_dtype, without_autocast
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial
 
 # How many rounding units of its own making a centred Gram's norm must exceed to be told from 0.
 NOISE_UNITS = 4.0
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def column_means(x: Tensor) -> Tensor:  # (n, d) -> (d,)
@@ -40,7 +25,7 @@ def column_means(x: Tensor) -> Tensor:  # (n, d) -> (d,)
     Taken about the first sample, so that identical samples have exactly their own mean in
     float64 too, where a plain sum of them would round.
     """
-    x = x.to(_sum_dtype(x))
+    x = x.to(sum_dtype(x))
     pivot = x[0].detach()
     return pivot + (x - pivot).mean(dim=0)
 
@@ -58,7 +43,7 @@ def inner_products(x: Tensor) -> Tensor:  # (n, d) -> (n, n)
     common enters every entry alike, and its rounding is gone once the Gram matrix is centred.
     """
     centred = center_columns(x)
-    wide = _sum_dtype(x)
+    wide = sum_dtype(x)
     mean = column_means(x).to(centred.dtype).to(wide)
     along = centred.to(wide) @ mean  # (n,)
     common = along[:, None] + along[None, :] + mean @ mean
@@ -124,7 +109,7 @@ def kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:  # (n, d) -> (n, n)
 
 def double_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
     """``H K H`` with ``H = I - 11ᵀ/n``."""
-    rows = k.sum(dim=1, dtype=_sum_dtype(k)) / len(k)
+    rows = k.sum(dim=1, dtype=sum_dtype(k)) / len(k)
     return k - (rows[:, None] + rows[None, :] - rows.mean()).to(k.dtype)
 
 
@@ -137,7 +122,7 @@ def u_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
     n = len(k)
     off_diagonal = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
     k = k * off_diagonal
-    rows = k.sum(dim=1, dtype=_sum_dtype(k))
+    rows = k.sum(dim=1, dtype=sum_dtype(k))
     shift = rows / (n - 2)
     total = rows.sum() / ((n - 1) * (n - 2))
     return (k - (shift[:, None] + shift[None, :] - total).to(k.dtype)) * off_diagonal
@@ -145,7 +130,7 @@ def u_center(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
 
 def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:  # (n, d) -> (n, n)
     """The Gram matrix, plain (``None``), doubly centred (``"double"``) or U-centred (``"u"``)."""
-    with _without_autocast(x):
+    with without_autocast(x):
         return _gram(x, kernel, center)
 
 
@@ -176,7 +161,7 @@ def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
     level = NOISE_UNITS * unit * k.diagonal().abs().sum()
     if isinstance(kernel, Linear) and x.shape[1] > 0:
         input_unit = torch.finfo(x.dtype).eps / 2
-        energy = x.to(_sum_dtype(x)).square().sum()
+        energy = x.to(sum_dtype(x)).square().sum()
         level = level + NOISE_UNITS * input_unit**2 * energy / x.shape[1] ** 0.5
     return level
 
@@ -191,7 +176,7 @@ def centred_vectors(xs: Sequence[Tensor], kernel: Kernel, estimator: str) -> tup
     for x in xs:
         k = kernel_matrix(x, kernel)
         centred = u_center(k) if estimator == "unbiased" else double_center(k)
-        row = centred.flatten().to(_sum_dtype(x))
+        row = centred.flatten().to(sum_dtype(x))
         norm = torch.linalg.vector_norm(row.detach())
         signal.append(~(norm <= _noise_level(x, k, kernel).detach()))  # NaN stays a signal
         rows.append(row)
@@ -207,7 +192,7 @@ def hsic_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """``HSIC(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
-    with _without_autocast(xs[0]):
+    with without_autocast(xs[0]):
         a, _ = centred_vectors(xs, kernel, estimator)
         b = None if ys is None else centred_vectors(ys, kernel, estimator)[0]
         products = _products(a, b) / hsic_scale(len(xs[0]), estimator)
@@ -237,7 +222,7 @@ def cka_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """``CKA(x, y)`` for every x of ``xs`` and y of ``ys`` (or ``xs``): ``(len(xs), len(ys))``."""
-    with _without_autocast(xs[0]):
+    with without_autocast(xs[0]):
         a = _unit_vectors(xs, kernel, estimator)
         b = None if ys is None else _unit_vectors(ys, kernel, estimator)
         products = _products(a, b)
@@ -256,7 +241,7 @@ def cka_sum(
     if reduction == "mean":
         groups = [[x for group in groups for x in group]]
     first = groups[0][0]
-    total = torch.zeros((), dtype=_sum_dtype(first), device=first.device)
+    total = torch.zeros((), dtype=sum_dtype(first), device=first.device)
     for group in groups:
         similarity = cka_matrix(group, None, kernel, estimator).to(total.dtype)
         if reduction == "mean":

@@ -1,8 +1,4 @@
-"""The compiled similarity operators as torch.library sees them: schemas and fake kernels.
-
-torch.compile sees opaque nodes; in eager mode :func:`run` calls the implementations directly, which
-saves the dispatcher's 2-3 µs.
-"""
+"""The compiled similarity operators as torch.library sees them: schemas and fake kernels."""
 
 from __future__ import annotations
 
@@ -12,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import accumulation_dtype
+from ..registry import register
 from . import calls
 from .layout import feature_space_is_faster, state_bytes
-from .reference import accumulation_dtype
 
 _SPEC = "int kernel, float parameter0, float parameter1, int centring, bool center_features"
 _SCHEMAS = {
@@ -85,22 +82,5 @@ _FAKES: dict[str, Any] = {
     "similarity_gram_grad": _gram_grad_fake,
 }
 
-_library = torch.library.Library("sparsekern", "FRAGMENT")
 for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema)
-    _library.impl(_name, _IMPLEMENTATIONS[_name], "CPU")
-    torch.library.register_fake(f"sparsekern::{_name}", _FAKES[_name], lib=_library)
-
-
-def run(name: str, *arguments: Any) -> Any:
-    """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
-    if torch.compiler.is_compiling() or not all(map(_is_plain, arguments)):
-        return getattr(torch.ops.sparsekern, name)(*arguments)
-    return _IMPLEMENTATIONS[name](*arguments)
-
-
-def _is_plain(argument: Any) -> bool:
-    """False for tensor subclasses, which may have no memory of their own, and lists with one."""
-    if type(argument) is list:
-        return all(map(_is_plain, argument))
-    return not isinstance(argument, Tensor) or type(argument) in (Tensor, torch.nn.Parameter)
+    register(_name, _schema, _IMPLEMENTATIONS[_name], _FAKES[_name])

@@ -1,10 +1,10 @@
-// AVX2: compiled with its flags on x86-64, to null tables elsewhere.
-#include "table.h"
+// The similarity micro-kernels on AVX2: compiled with its flags on x86-64, to null tables
+// elsewhere.
+#include "similarity_table.h"
 
 #if defined(__AVX2__)
-#define SK_VECTOR_BYTES 32
 #define SK_BLOCK_ROWS 4
-#include "micro.h"
+#include "similarity_micro.h"
 
 namespace sparsekern {
 const KernelTable<float>* avx2_f32() { return &kTableF32; }

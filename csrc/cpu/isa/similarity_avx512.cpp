@@ -1,10 +1,10 @@
-// AVX-512: compiled with its flags on x86-64, to null tables elsewhere.
-#include "table.h"
+// The similarity micro-kernels on AVX-512: compiled with its flags on x86-64, to null tables
+// elsewhere.
+#include "similarity_table.h"
 
 #if defined(__AVX512F__)
-#define SK_VECTOR_BYTES 64
 #define SK_BLOCK_ROWS 8
-#include "micro.h"
+#include "similarity_micro.h"
 
 namespace sparsekern {
 const KernelTable<float>* avx512_f32() { return &kTableF32; }

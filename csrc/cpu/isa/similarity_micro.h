@@ -1,52 +1,10 @@
-// The micro-kernels, written once over compiler vectors of SK_VECTOR_BYTES. Included by one file
-// per instruction set, which is compiled with that set's flags.
-//
-// Everything here has internal linkage and nothing of the standard library is called: an inline
-// function shared with another file could be merged by the linker into an illegal instruction.
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__AVX2__) || defined(__AVX512F__)
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own AVX-512 intrinsics
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#endif
-
-#include "table.h"
+// The similarity micro-kernels, written once over compiler vectors. Included by one file per
+// instruction set, which is compiled with that set's flags; see vectors.h for what that forbids.
+#include "similarity_table.h"
+#include "vectors.h"
 
 namespace sparsekern {
 namespace {
-
-template <class T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float type __attribute__((vector_size(SK_VECTOR_BYTES)));
-  typedef float unaligned __attribute__((vector_size(SK_VECTOR_BYTES), aligned(4), may_alias));
-  typedef int32_t integer __attribute__((vector_size(SK_VECTOR_BYTES)));
-};
-template <>
-struct Vector<double> {
-  typedef double type __attribute__((vector_size(SK_VECTOR_BYTES)));
-  typedef double unaligned __attribute__((vector_size(SK_VECTOR_BYTES), aligned(8), may_alias));
-  typedef int64_t integer __attribute__((vector_size(SK_VECTOR_BYTES)));
-};
-
-template <class T>
-constexpr int kLanes = SK_VECTOR_BYTES / int(sizeof(T));
-
-template <class T>
-inline typename Vector<T>::type load(const T* p) {
-  return *reinterpret_cast<const typename Vector<T>::unaligned*>(p);
-}
-
-template <class T>
-inline void store(T* p, typename Vector<T>::type v) {
-  *reinterpret_cast<typename Vector<T>::unaligned*>(p) = v;
-}
 
 // ROWS x (VECTORS * lanes) block of c; a and b point into panels of width 32.
 template <class T, int ROWS, int VECTORS>
@@ -235,13 +193,6 @@ void add_columns(const T* x, int64_t ld, int64_t rows, int64_t cols, double* __r
     for (int64_t c = 0; c < cols; ++c) sums[c] += double(x[r * ld + c]);
 }
 
-// As many elements as a vector has float64 lanes, widened.
-inline Vector<double>::type load_wide(const double* p) { return load(p); }
-inline Vector<double>::type load_wide(const float* p) {
-  typedef float half __attribute__((vector_size(SK_VECTOR_BYTES / 2), aligned(4), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const half*>(p), Vector<double>::type);
-}
-
 template <class T>
 double center_rows(const T* x, int64_t ld, int rows, int64_t cols, T* __restrict out,
                    int64_t stride) {
@@ -277,39 +228,6 @@ double center_rows(const T* x, int64_t ld, int rows, int64_t cols, T* __restrict
   }
   for (int lane = 0; lane < kLanes<double>; ++lane) squares += lanes[lane];
   return squares;
-}
-
-inline float float_from_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 31u, fraction = half & 1023u;
-  if (exponent == 31) return float_from_bits(sign | 0x7F800000u | fraction << 13);
-  if (exponent != 0) return float_from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-  const float magnitude = float(fraction) * 0x1p-24f;  // zero or subnormal
-  return sign ? -magnitude : magnitude;
-}
-
-template <class T>
-void convert(const void* from, DType dtype, int64_t count, T* __restrict to) {
-  const uint16_t* bits = static_cast<const uint16_t*>(from);
-  if (dtype == DType::kBFloat16) {
-    for (int64_t i = 0; i < count; ++i) to[i] = T(float_from_bits(uint32_t(bits[i]) << 16));
-    return;
-  }
-  int64_t i = 0;
-#if defined(__F16C__)
-  if (sizeof(T) == sizeof(float))
-    for (; i + 8 <= count; i += 8)
-      _mm256_storeu_ps(
-          reinterpret_cast<float*>(to + i),
-          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bits + i))));
-#endif
-  for (; i < count; ++i) to[i] = T(half_to_float(bits[i]));
 }
 
 template <class T>

@@ -1,9 +1,11 @@
-// The micro-kernels that differ by instruction set, as one table of functions per element type.
-// Drivers take a table; csrc/cpu/dispatch.cpp chooses it once, at run time.
+// The similarity micro-kernels that differ by instruction set, as one table of functions per
+// element type. Drivers take the table that csrc/cpu/kernels.h chooses at run time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "../dtype.h"
 
 namespace sparsekern {
 
@@ -14,8 +16,6 @@ constexpr int kTileArea = kTile * kTile;
 
 // Samples up to which the streaming kernels (vectors along the features) take over.
 constexpr int kSmallRows = 16;
-
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 template <class T>
 struct KernelTable {

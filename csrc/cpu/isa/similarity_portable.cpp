@@ -1,7 +1,6 @@
-// Every architecture: 16-byte vectors, which SSE2 and NEON have as a baseline.
-#define SK_VECTOR_BYTES 16
+// The similarity micro-kernels on every architecture.
 #define SK_BLOCK_ROWS 4
-#include "micro.h"
+#include "similarity_micro.h"
 
 namespace sparsekern {
 const KernelTable<float>* portable_f32() { return &kTableF32; }

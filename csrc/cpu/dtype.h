@@ -1,0 +1,8 @@
+// How elements are stored. The numbers are those of sparsekern/ops/registry.py.
+#pragma once
+
+namespace sparsekern {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+}  // namespace sparsekern

@@ -1,0 +1,61 @@
+"""Checks of arguments that several operator families make: errors name the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+def floating_tensor(x: object, argument: str) -> Tensor:
+    """Checks that x is a dense tensor of a dtype that operators compute on, and returns it.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{argument} must be a dense (strided) tensor, got layout {x.layout}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    return x
+
+
+def same_dtype_and_device(tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Checks that all tensors have the dtype and the device of the first.
+
+    Raises:
+        TypeError: if dtypes differ.
+        ValueError: if devices differ.
+    """
+    dtype, device = tensors[0].dtype, tensors[0].device
+    for x, name in zip(tensors, names, strict=True):
+        if x.dtype != dtype:
+            raise TypeError(f"{name} is {x.dtype} and {names[0]} is {dtype}: expected one dtype")
+        if x.device != device:
+            raise ValueError(
+                f"{name} is on {x.device} and {names[0]} on {device}: expected one device"
+            )
+
+
+def names_of(tensors: Sequence[object], argument: str, *, of: str = "tensor") -> list[str]:
+    """How errors name the entries of a list: ``xs[0]``, ``xs[1]``, ...
+
+    Args:
+        tensors: the list.
+        argument: its name.
+        of: what one entry is, as the error about an empty list says it.
+
+    Raises:
+        TypeError: if it is no list or other sequence.
+        ValueError: if it is empty.
+    """
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(f"{argument} must be a list of tensors, got {type(tensors).__name__}")
+    if not tensors:
+        raise ValueError(f"{argument} is empty: expected at least one {of}")
+    return [f"{argument}[{index}]" for index in range(len(tensors))]
