@@ -4,34 +4,38 @@ Small shapes by default; ``SPARSEKERN_BENCH_FULL=1`` takes the full ones. ``spar
 the tool for claims: it interleaves, rotates inputs and draws the floor in.
 """
 
+import functools
 import itertools
 import os
 
 import pytest
 import torch
 
-from sparsekern.bench import cases, contenders, gate, inputs
+from sparsekern.bench import cases, gate, inputs
+from sparsekern.bench.case import Case
 
 _QUICK = os.environ.get("SPARSEKERN_BENCH_FULL") != "1"
 _DTYPE = torch.float32
-_CASES = [case for case in cases.select(quick=_QUICK) if isinstance(case, cases.FeatureCase)]
 _PAIRS = [
-    pytest.param(case, name, id=f"{case.id}-{name}")
-    for case in _CASES
-    for name in [contenders.OURS, *contenders.baseline_names(case, None, "auto")]
+    pytest.param(case, contender, id=f"{case.id}-{contender.name}")
+    for case in cases.registry(_QUICK)
+    if isinstance(case, Case) and "float32" in case.dtypes
+    for contender in case.contenders
 ]
 
 
-@pytest.mark.parametrize(("case", "name"), _PAIRS)
-def test_case(benchmark, case, name):
-    contender = contenders.build(name, case, "auto")
-    if contender.call is None:
-        pytest.skip(contender.missing)
-    features = inputs.copies(case, _DTYPE)
-    result = contender.call(features[0])
-    error = gate.error(case, result, gate.oracle(case, features[0]))
-    assert error <= case.error_bound("float32")
-    turns = itertools.cycle(features)
+@pytest.mark.parametrize(("case", "contender"), _PAIRS)
+def test_case(benchmark, case, contender):
+    reason = contender.missing_reason()
+    if reason:
+        pytest.skip(reason)
+    copies = inputs.copies(case, _DTYPE)
+    calls = [functools.partial(contender.work, contender.prepared(copy)) for copy in copies]
+    outputs = contender.outputs(calls[0]())
+    if contender.same_work:
+        error = gate.distance(case.error, outputs, case.oracle(copies[0]))
+        assert error <= case.bounds["float32"]
+        benchmark.extra_info["error"] = error
+    turns = itertools.cycle(calls)
     benchmark.group = case.id
-    benchmark.extra_info["error"] = error
-    benchmark(lambda: contender.call(next(turns)))
+    benchmark(lambda: next(turns)())

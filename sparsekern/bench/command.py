@@ -9,8 +9,8 @@ from pathlib import Path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sparsekern bench``."""
-    parser.add_argument("--suite", help="similarity or regularizers (default: both)")
-    parser.add_argument("--case", help="cases by id or family, e.g. S1,S3 (default: all)")
+    parser.add_argument("--suite", help="e.g. similarity,regularizers (default: all)")
+    parser.add_argument("--case", help="cases by the beginning of their ids, e.g. S1,scale-n")
     parser.add_argument(
         "--backend", default="auto", help="what sparsekern runs on: auto, cpu or reference"
     )
@@ -62,14 +62,16 @@ def _bench(arguments: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from . import cases, contenders, results, runner, table
+    from . import cases, results, runner, table
+    from .case import DTYPES
+    from .settings import Settings
 
-    settings = runner.Settings(
+    settings = Settings(
         backend=_checked_backend(arguments.backend),
-        dtype=_one_of("--dtype", arguments.dtype, runner.DTYPES),
+        dtype=_one_of("--dtype", arguments.dtype, DTYPES),
         threads=_checked_threads(arguments.threads, torch.get_num_threads()),
         quick=arguments.quick,
-        compare=_tuple(contenders.compare_names(arguments.compare)),
+        compare=cases.compare_names(arguments.compare),
     )
     names = arguments.case.split(",") if arguments.case else None
     chosen = cases.select(arguments.suite, names, arguments.quick)
@@ -82,16 +84,12 @@ def _bench(arguments: argparse.Namespace) -> int:
             console.print()
         table.print_case(console, case)
         if arguments.out:
-            results.save(so_far, arguments.out, runner.case_order())
+            results.save(so_far, arguments.out, cases.case_order())
 
     measured = runner.run(chosen, settings, show)
     if arguments.out:
         console.print(f"results in {arguments.out / measured.file_name}", highlight=False)
     return 1 if any(case.rows[0].status != "ok" for case in measured.cases) else 0
-
-
-def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
 
 
 def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .cases import FeatureCase
+from .case import Cost
 from .timing import once, summarise
 
 
@@ -27,9 +27,9 @@ class Floor:
     flops: float
     bandwidth: float
 
-    def seconds(self, case: FeatureCase, element: int) -> tuple[float, str]:
+    def seconds(self, cost: Cost, element: int) -> tuple[float, str]:
         """The least time of a case, and what limits it: "operations" or "bytes"."""
-        compute, memory = case.flops / self.flops, case.bytes(element) / self.bandwidth
+        compute, memory = cost.operations / self.flops, cost.bytes(element) / self.bandwidth
         return (compute, "operations") if compute >= memory else (memory, "bytes")
 
 

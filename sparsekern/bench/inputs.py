@@ -1,55 +1,68 @@
-"""Seeded features for the cases, in as many copies as it takes to stay out of the caches."""
+"""Copies of a case's inputs: as many as it takes to stay out of the caches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cases import FeatureCase
+from .case import Case
 
-_CHUNK = 1 << 18  # values made at a time: small, so that no large temporary is left behind
-_RANK = 16
 _COPY_LIMIT = 2 << 30  # bytes of all copies together
 
 
-def make(case: FeatureCase, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """Features of each layer, ``(n, d_l)``, without offset.
+def copies(case: Case, dtype: torch.dtype) -> list[Any]:
+    """Copies of one input to rotate through, so that no call finds its data in cache.
 
-    Each layer is a random projection of a latent that changes by a fifth from layer to layer,
-    plus noise: neighbours are similar, far layers less so, as in a trained network.
+    Together they are at least three times the last-level cache, within a cap on memory. Where
+    less must move than the inputs hold (of a sparse weight, only what is kept), that counts.
     """
-    generator = torch.Generator().manual_seed(seed)
-    latent = torch.randn(case.n, _RANK, generator=generator)
-    layers = []
-    for d in case.dims:
-        fresh = torch.randn(case.n, _RANK, generator=generator)
-        latent = 0.8**0.5 * latent + 0.2**0.5 * fresh
-        layer = torch.empty(case.n, d, dtype=dtype)
-        columns = max(1, _CHUNK // case.n)
-        for start in range(0, d, columns):
-            part = layer[:, start : start + columns]
-            width = part.shape[1]
-            projection = torch.randn(_RANK, width, generator=generator) / _RANK**0.5
-            noise = torch.randn(case.n, width, generator=generator)
-            part.copy_(latent @ projection + 0.5 * noise)
-        layers.append(layer.requires_grad_(case.backward))
-    return layers
+    first = case.inputs(dtype, 0)
+    size = max(1, sum(x.numel() * x.element_size() for x in tensors(first)))
+    moved = min(size, case.cost.bytes(dtype.itemsize)) if case.cost is not None else size
+    wanted = -(-3 * last_level_cache() // max(1, moved))
+    count = max(1, min(wanted, _COPY_LIMIT // size, case.most_copies))
+    return [first, *(clone(first) for _ in range(1, count))]
 
 
-def copies(case: FeatureCase, dtype: torch.dtype) -> list[list[Tensor]]:
-    """Copies of one input to rotate through, so that no call finds its features in cache.
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
 
-    Together they are at least three times the last-level cache, within a cap on memory.
-    """
-    first = make(case, dtype)
-    size = sum(x.numel() * x.element_size() for x in first)
-    count = max(1, min(-(-3 * last_level_cache() // size), _COPY_LIMIT // size, 512))
-    more = [
-        [x.detach().clone().requires_grad_(x.requires_grad) for x in first] for _ in range(1, count)
-    ]
-    return [first, *more]
+
+def convert(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested lists, tuples and dicts with every tensor converted."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(convert(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: convert(item, function) for key, item in value.items()}
+    return value
+
+
+def clone(value: Any) -> Any:
+    """A copy in memory of its own, of the same layout, leaves again where they were leaves."""
+    return convert(value, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
+
+
+def double(value: Any) -> Any:
+    """The same in float64, for an oracle: floating-point tensors only, leaves as before."""
+
+    def widen(x: Tensor) -> Tensor:
+        return x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x
+
+    return convert(value, widen)
 
 
 def last_level_cache() -> int:

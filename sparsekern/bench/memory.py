@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import dataclasses
 import json
 import os
 import subprocess
@@ -17,31 +16,31 @@ from pathlib import Path
 
 import torch
 
-from . import cases, contenders, inputs
+from .. import dispatch
+from . import cases
+from .case import Case
+from .inputs import tensors
+from .settings import Settings
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
-def measure(
-    case_id: str, name: str, *, quick: bool, backend: str, dtype: str, threads: int, timeout: float
-) -> int | None:
+def measure(case_id: str, name: str, settings: Settings, timeout: float) -> int | None:
     """Extra bytes at the peak of one call, or None where the system does not tell.
 
     Args:
-        case_id: the case.
+        case_id: a case of the registry.
         name: the contender.
-        quick: whether to take the case's smaller shapes.
-        backend: what sparsekern runs on.
-        dtype: name of the features' dtype.
-        threads: of torch.
+        settings: those of the run.
         timeout: seconds after which the process is given up.
     """
     if not _CLEAR.exists():
         return None
     command = [sys.executable, "-m", "sparsekern.bench.memory", case_id, name]
-    command += ["--backend", backend, "--dtype", dtype, "--threads", str(threads)]
-    command += ["--quick"] if quick else []
+    command += ["--backend", settings.backend, "--dtype", settings.dtype]
+    command += ["--threads", str(settings.threads)]
+    command += ["--quick"] if settings.quick else []
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     try:
@@ -67,29 +66,29 @@ def _high_water() -> int:
 
 
 def _extra_bytes(arguments: argparse.Namespace) -> int | None:
-    torch.set_num_threads(arguments.threads)
     case = cases.find(arguments.case, arguments.quick)
-    assert isinstance(case, cases.FeatureCase)
-    contender = contenders.build(arguments.contender, case, arguments.backend)
-    if contender.call is None:
+    if not isinstance(case, Case):
+        return None
+    torch.set_num_threads(case.threads or arguments.threads)
+    contender = case.contender(arguments.contender)
+    if contender.missing_reason():
         return None
     dtype = getattr(torch, arguments.dtype)
-    # A call on tiny features first: libraries and thread stacks are not the contender's memory.
-    tiny = dataclasses.replace(case, n=8, dims=tuple(64 for _ in case.dims))
-    small = contenders.build(arguments.contender, tiny, arguments.backend).call
-    assert small is not None
-    small(inputs.make(tiny, dtype))
-    features = inputs.make(case, dtype)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        _CLEAR.write_text("5", encoding="utf-8")  # resets the high-water mark
-    except (OSError, AttributeError):
-        return None
-    before = _high_water()
-    result = contender.call(features)
-    after = _high_water()
-    returned = sum(x.numel() * x.element_size() for x in result)
-    return max(0, after - before - returned)
+    with dispatch.backend(arguments.backend):
+        if case.tiny is not None:
+            # Libraries and thread stacks are not the contender's memory.
+            contender.work(contender.prepared(case.tiny(dtype)))
+        prepared = contender.prepared(case.inputs(dtype, 0))
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            _CLEAR.write_text("5", encoding="utf-8")  # resets the high-water mark
+        except (OSError, AttributeError):
+            return None
+        before = _high_water()
+        returned = contender.work(prepared)
+        after = _high_water()
+    held = sum(x.numel() * x.element_size() for x in tensors(contender.outputs(returned)))
+    return max(0, after - before - held)
 
 
 def _main() -> None:

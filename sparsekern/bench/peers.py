@@ -75,24 +75,28 @@ class _Taps(nn.Module):
         return [f"taps.{index}" for index in range(len(self.taps))]
 
 
-def torch_cka_matrix(count: int) -> Callable[[Sequence[Tensor]], Tensor]:
-    """``torch_cka.CKA(...).compare(loader)``, the package's interface, for ``count`` layers."""
+@functools.cache
+def _torch_cka_comparison(count: int) -> tuple[_Taps, Any]:
+    """A model of ``count`` taps, and torch_cka's comparison of it with itself."""
     module = importlib.import_module("torch_cka")
     model = _Taps(count)
     with _quiet():
         comparison = module.CKA(
             model, model, model1_layers=model.names(), model2_layers=model.names()
         )
+    return model, comparison
 
-    def call(xs: Sequence[Tensor]) -> Tensor:
-        model.features = xs
-        loader = DataLoader(TensorDataset(torch.zeros(1, 1)), batch_size=1)
-        with _quiet():
-            comparison.compare(loader)
-        result: Tensor = comparison.export()["CKA"]
-        return result
 
-    return call
+def torch_cka_matrix(xs: Sequence[Tensor]) -> Tensor:
+    """``torch_cka.CKA(...).compare(loader)``, the package's interface."""
+    model, comparison = _torch_cka_comparison(len(xs))
+    model.features = xs
+    loader = DataLoader(TensorDataset(torch.zeros(1, 1)), batch_size=1)
+    with _quiet():
+        comparison.compare(loader)
+    model.features = ()  # the comparison stays; the features do not
+    result: Tensor = comparison.export()["CKA"]
+    return result
 
 
 def torch_cka_pair(x: Tensor, y: Tensor) -> Tensor:

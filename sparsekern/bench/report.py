@@ -2,7 +2,7 @@
 
 A file says where generated text goes with ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``;
 everything outside such a pair is written by hand and stays. NAME is ``tables`` (every case) or
-``summary`` (one line per case, the fastest entry point of each package).
+``summary`` (one line per case, the fastest contender of each group).
 """
 
 from __future__ import annotations
@@ -12,17 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import table
+from .case import OURS
 from .results import CaseResult, Results, Row, load_folder
 
 RESULTS_FOLDER = Path("benchmarks/results")
 _NOTHING = "No measurements are committed yet."
-_COLUMNS = {
-    "eager PyTorch": ("eager", "eager_centred", "eager_backward"),
-    "pytorch-cka": ("pytorch_cka", "pytorch_cka_hsic"),
-    "torch_cka": ("torch_cka", "torch_cka_hsic"),
-    "ckatorch": ("ckatorch", "ckatorch_hsic1"),
-    "authors' formulation": ("authors",),
-}
 _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
 
@@ -42,8 +36,13 @@ def tables(all_results: list[Results]) -> str:
 
 def summary(all_results: list[Results]) -> str:
     """One line per case with peers: sparsekern's time, and how many times that others take."""
-    parts = [_summary_table(results) for results in all_results]
-    return "\n\n".join(part for part in parts if part) or _NOTHING
+    parts = []
+    for results in all_results:
+        chosen = [case for case in results.cases if case.summary]
+        for suite in dict.fromkeys(case.suite for case in chosen):
+            parts += _suite_summary([case for case in chosen if case.suite == suite])
+        parts += [table.heading(results)] if chosen else []
+    return "\n\n".join(parts) or _NOTHING
 
 
 def fill(text: str, all_results: list[Results]) -> str:
@@ -86,46 +85,43 @@ def _settings_title(results: Results) -> str:
     return f"CPU, {settings['threads']} threads, {settings['dtype']}"
 
 
-def _summary_table(results: Results) -> str:
-    compared = [case for case in results.cases if _is_compared(case)]
-    if not compared:
-        return ""
-    lines = [
-        "| | sparsekern | " + " | ".join(_COLUMNS) + " |",
-        "|---" + "|---:" * (len(_COLUMNS) + 1) + "|",
-    ]
-    for case in compared:
-        ours = case.rows[0]
-        own = table.time_text(ours.seconds) + (" (wrong)" if ours.status == "wrong" else "")
-        others = [_fastest(case, names) for names in _COLUMNS.values()]
-        lines.append(f"| {case.title} | {own} | " + " | ".join(others) + " |")
-    lines += ["", *_summary_sentences(results), table.heading(results)]
-    return "\n".join(lines)
+def _suite_summary(cases: list[CaseResult]) -> list[str]:
+    """A table with a column per group of contenders, and sentences for cases without groups."""
+    compared = [case for case in cases if _groups(case)]
+    parts = []
+    if compared:
+        columns = list(dict.fromkeys(group for case in compared for group in _groups(case)))
+        lines = [
+            f"| | {OURS} | " + " | ".join(columns) + " |",
+            "|---" + "|---:" * (len(columns) + 1) + "|",
+        ]
+        for case in compared:
+            ours = case.rows[0]
+            own = table.time_text(ours.seconds) + (" (wrong)" if ours.status == "wrong" else "")
+            others = [_fastest(case, group) for group in columns]
+            lines.append(f"| {case.title} | {own} | " + " | ".join(others) + " |")
+        parts.append("\n".join(lines))
+    return parts + [_sentence(case) for case in cases if not _groups(case)]
 
 
-def _summary_sentences(results: Results) -> list[str]:
+def _groups(case: CaseResult) -> list[str]:
+    return [row.group for row in case.rows if row.group and row.group != OURS]
+
+
+def _sentence(case: CaseResult) -> str:
     """What does not fit the table's columns: the share of a training step, the cost of a call."""
-    lines = []
-    for case in results.cases:
-        ours = case.rows[0]
-        if ours.step_share is not None:
-            lines += [f"{case.title} takes {100 * ours.step_share:.2f}% of the step's time.", ""]
-        elif case.row("torch_mul") is not None:
-            others = ", ".join(
-                f"{row.label} {table.time_text(row.seconds)}" for row in case.rows[1:]
-            )
-            lines += [f"The {case.title}: {table.time_text(ours.seconds)} ({others}).", ""]
-    return lines
+    ours = case.rows[0]
+    title = case.title[0].upper() + case.title[1:]
+    if ours.step_share is not None:
+        return f"{title} takes {100 * ours.step_share:.2f}% of the step's time."
+    others = [f"{row.label} {table.time_text(row.seconds)}" for row in case.rows[1:]]
+    beside = f" ({', '.join(others)})" if others else ""
+    return f"{title}: {table.time_text(ours.seconds)}{beside}."
 
 
-def _is_compared(case: CaseResult) -> bool:
-    has_peers = any(case.row(name) for name in ("pytorch_cka", "ckatorch", "authors"))
-    return has_peers and case.rows[0].step_share is None
-
-
-def _fastest(case: CaseResult, names: tuple[str, ...]) -> str:
-    """The fastest right result of a package, as time and ratio; else why there is none."""
-    rows = [row for name in names if (row := case.row(name)) is not None]
+def _fastest(case: CaseResult, group: str) -> str:
+    """The fastest right result of a group, as time and ratio; else why there is none."""
+    rows = [row for row in case.rows if row.group == group]
     right = [row for row in rows if row.status == "ok" and row.seconds is not None]
     if right:
         best = min(right, key=_seconds)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .case import CaseHead
+from .timing import Timing
+
 _SCHEMA = 1
 
 
@@ -27,6 +30,8 @@ class Row:
         error: against float64, as :mod:`sparsekern.bench.gate` defines it.
         extra_bytes: peak memory above inputs and results.
         step_share: of a training step's time, for a training case.
+        host_seconds: time of the same call on inputs that cost nothing: the host overhead.
+        group: the column of the summary that it belongs to.
     """
 
     name: str
@@ -40,6 +45,13 @@ class Row:
     error: float | None = None
     extra_bytes: int | None = None
     step_share: float | None = None
+    host_seconds: float | None = None
+    group: str = ""
+
+    def set_timing(self, timing: Timing) -> None:
+        """Fills in the median, the quartiles and the number of samples."""
+        self.seconds, self.low, self.high = timing.median, timing.low, timing.high
+        self.samples = timing.samples
 
 
 @dataclass
@@ -57,6 +69,13 @@ class CaseResult:
         error_bound: the error up to which a time counts, where there is a result to check.
         details: further facts for the caption, such as the time of the step itself.
         measured: date and commit.
+        shapes: the sizes alone.
+        summary: whether it has a line in the summary.
+        series: its :class:`sparsekern.bench.case.Series` as a dict, or None.
+        operations: that must be done, where there is a floor.
+        bytes: that must move, where there is a floor.
+        threads: its own number, where it is not that of the run.
+        rates: measured rates at that number, as in :class:`Results`.
     """
 
     id: str
@@ -69,6 +88,29 @@ class CaseResult:
     error_bound: float | None = None
     details: str = ""
     measured: dict[str, str] = field(default_factory=dict)
+    shapes: str = ""
+    summary: bool = False
+    series: dict[str, Any] | None = None
+    operations: int | None = None
+    bytes: int | None = None
+    threads: int | None = None
+    rates: dict[str, float] | None = None
+
+    @classmethod
+    def of(cls, case: CaseHead, rows: list[Row], **rest: Any) -> CaseResult:
+        """The result of a case, with what the case says of itself."""
+        return cls(
+            id=case.id,
+            suite=case.suite,
+            title=case.title,
+            reason=case.reason,
+            rows=rows,
+            shapes=case.shapes,
+            summary=case.summary,
+            series=None if case.series is None else dataclasses.asdict(case.series),
+            threads=case.threads,
+            **rest,
+        )
 
     def row(self, name: str) -> Row | None:
         """The row of a contender, if it is there."""

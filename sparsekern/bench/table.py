@@ -8,8 +8,8 @@ from rich.table import Table
 from .results import CaseResult, Results, Row
 
 WIDTH = 100
-_HEADERS = ("", "time", "quartiles", "/ ours", "of floor", "error", "extra memory")
-_STEP_HEADERS = ("", "added", "quartiles", "/ ours", "of step", "error", "extra memory")
+_HEADERS = ("", "time", "spread", "/ ours", "of floor", "error", "host", "memory")
+_STEP_HEADERS = ("", "added", "spread", "/ ours", "of step", "error", "host", "memory")
 
 
 def time_text(seconds: float | None) -> str:
@@ -44,21 +44,28 @@ def ratio_text(case: CaseResult, row: Row) -> str:
     return "–" if ratio is None else f"{_digits(ratio)}×"
 
 
+def spread_text(row: Row) -> str:
+    """Half the distance of the quartiles, as a share of the median."""
+    if row.samples == 1 or row.low is None or row.high is None or not row.seconds:
+        return "–"
+    return f"±{100 * (row.high - row.low) / 2 / abs(row.seconds):.0f}%"
+
+
 def cells(case: CaseResult, row: Row) -> tuple[str, ...]:
     """One table row, as the headers of :func:`headers`."""
     if row.seconds is None:
-        return (row.label, row.status, "", "", "", "", "")
+        return (row.label, row.status, *[""] * (len(_HEADERS) - 2))
     few = "*" if row.samples < 4 else ""
-    quartiles = "–" if row.low is None else f"{time_text(row.low)} … {time_text(row.high)}"
     share = row.step_share if row.step_share is not None else case.floor_share(row)
     digits = 2 if row.step_share is not None else 0
     return (
         row.label,
         time_text(row.seconds) + few,
-        "–" if row.samples == 1 else quartiles,
+        spread_text(row),
         ratio_text(case, row),
         "–" if share is None else f"{100 * share:.{digits}f}%",
         "–" if row.error is None else f"{row.error:.0e}",
+        time_text(row.host_seconds),
         bytes_text(row.extra_bytes),
     )
 

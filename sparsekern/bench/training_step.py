@@ -8,24 +8,52 @@ run its hooks, which a third model with the defaults is there to show in the cap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import dispatch
 from ..regularizers import CKASparsity
 from ..training.models import build_model, similarity_groups
 from . import baselines
-from .cases import TrainingCase
-from .contenders import LABELS, OURS
+from .case import OURS, Contender, SpecialCase
 from .results import CaseResult, Row
+from .settings import Settings
 from .timing import once, summarise
 
 _ROUNDS = {False: 60, True: 4}
 _WARM_UP = {False: 5, True: 2}
 _BETA = 1e-4
+_SAMPLES, _EVERY, _IMAGE = 8, 5, 32
+_Penalty = Callable[[], Tensor]
+
+
+def case(batch: int) -> SpecialCase:
+    """The case of this batch size; the work of a contender is to put a penalty on a model."""
+    return SpecialCase(
+        id="R1",
+        suite="regularizers",
+        title=f"CKA-SR at its defaults in a ResNet-20 training step, batch {batch}",
+        reason="the recipe of the CIFAR examples: 32 x 32 images, 8 samples, every 5th step",
+        shapes=f"batch={batch}",
+        contenders=(
+            Contender(OURS, OURS, _ours(every=1)),
+            Contender("eager", "eager", _plain(baselines.eager_backward_loss)),
+            Contender("authors", "authors' formulation", _plain(baselines.authors_loss)),
+        ),
+        dtypes=("float32",),
+        summary=True,
+        measure=lambda case, contenders, settings: _measure(case, contenders, settings, batch),
+    )
+
+
+def _ours(every: int) -> Callable[[nn.Module], _Penalty]:
+    return lambda model: CKASparsity(model, beta=_BETA, samples=_SAMPLES, every=every)
+
+
+def _plain(loss: Callable[[baselines.Groups], Tensor]) -> Callable[[nn.Module], _Penalty]:
+    return lambda model: _PlainPenalty(model, similarity_groups("resnet20"), _SAMPLES, loss)
 
 
 class _PlainPenalty:
@@ -56,26 +84,17 @@ class _PlainPenalty:
 
 
 class _Step:
-    """A training step of its own model, with one of the regularisers or none."""
+    """A training step of its own model, with a penalty or none."""
 
-    def __init__(self, case: TrainingCase, kind: str, every: int) -> None:
+    def __init__(self, batch: int, attach: Callable[[nn.Module], _Penalty] | None) -> None:
         self.model = build_model("resnet20", width=16, channels=3, classes=10, seed=0)
-        self.penalty: Callable[[], Tensor] | None = None
-        if kind == OURS:
-            self.penalty = CKASparsity(self.model, beta=_BETA, samples=case.samples, every=every)
-        elif kind != "none":
-            losses: dict[str, Callable[[baselines.Groups], Tensor]] = {
-                "eager": baselines.eager_backward_loss,
-                "authors": baselines.authors_loss,
-            }
-            stages = similarity_groups("resnet20")
-            self.penalty = _PlainPenalty(self.model, stages, case.samples, losses[kind])
+        self.penalty = None if attach is None else attach(self.model)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(case.batch, 3, case.image, case.image, generator=generator)
-        self.labels = torch.randint(0, 10, (case.batch,), generator=generator)
+        self.images = torch.randn(batch, 3, _IMAGE, _IMAGE, generator=generator)
+        self.labels = torch.randint(0, 10, (batch,), generator=generator)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,41 +105,35 @@ class _Step:
         self.optimizer.step()
 
 
-def measure(case: TrainingCase, names: list[str], backend: str, quick: bool) -> CaseResult:
+def _measure(
+    case: SpecialCase, contenders: Sequence[Contender], settings: Settings, batch: int
+) -> CaseResult:
     """Times interleaved steps and turns them into the time added per step and its share."""
-    kinds = [OURS, *names]
-    with dispatch.backend(backend):
-        plain, idle = _Step(case, "none", 1), _Step(case, OURS, 1_000_000)
-        steps = [plain, idle, *(_Step(case, kind, 1) for kind in kinds)]
-        for step in steps:
-            for _ in range(_WARM_UP[quick]):
-                step()
-        samples: list[list[float]] = [[] for _ in steps]
-        for turn in range(_ROUNDS[quick]):
-            order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
-            for index in order:
-                samples[index].append(once(steps[index]))
+    quick = settings.quick
+    plain, idle = _Step(batch, None), _Step(batch, _ours(every=1_000_000))
+    steps = [plain, idle, *(_Step(batch, contender.work) for contender in contenders)]
+    for step in steps:
+        for _ in range(_WARM_UP[quick]):
+            step()
+    samples: list[list[float]] = [[] for _ in steps]
+    for turn in range(_ROUNDS[quick]):
+        order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
+        for index in order:
+            samples[index].append(once(steps[index]))
     base = summarise(samples[0])
     rows = []
-    for kind, times in zip(kinds, samples[2:], strict=True):
-        differences = [(t - p) / case.every for t, p in zip(times, samples[0], strict=True)]
+    for contender, times in zip(contenders, samples[2:], strict=True):
+        differences = [(t - p) / _EVERY for t, p in zip(times, samples[0], strict=True)]
         added = summarise(differences)
-        rows.append(
-            Row(
-                kind,
-                LABELS[kind],
-                seconds=added.median,
-                low=added.low,
-                high=added.high,
-                samples=added.samples,
-                step_share=added.median / base.median,
-            )
-        )
+        row = Row(contender.name, contender.label, group=contender.group)
+        row.set_timing(added)
+        row.step_share = added.median / base.median
+        rows.append(row)
     idle_share = summarise([t - p for t, p in zip(samples[1], samples[0], strict=True)]).median
     details = (
-        f"time added per step, {case.samples} samples every {case.every}th step; the step itself "
+        f"time added per step, {_SAMPLES} samples every {_EVERY}th step; the step itself "
         f"takes {1e3 * base.median:.1f} ms (quartiles {1e3 * base.low:.1f} to "
         f"{1e3 * base.high:.1f}); a step on which nothing is collected differs by "
         f"{100 * idle_share / base.median:+.2f}%"
     )
-    return CaseResult(case.id, case.suite, case.title, case.reason, rows, details=details)
+    return CaseResult.of(case, rows, details=details)

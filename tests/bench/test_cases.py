@@ -1,58 +1,80 @@
 """The registry: ids, selection, and operation counts against counting one by one."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
-from sparsekern.bench import cases, contenders
-from sparsekern.bench.cases import FeatureCase
+from sparsekern.bench import cases, runner
+from sparsekern.bench.case import OURS, Case
+from sparsekern.bench.features import FeatureWork
+from sparsekern.bench.settings import Settings
 
 
 def _count_triangle(rows, inner):
     return sum(2 for i in range(rows) for j in range(i + 1) for _ in range(inner))
 
 
-def _tiny(operation, n, dims, **rest):
-    return FeatureCase("T", "similarity", "t", "r", operation, n, dims, (), **rest)
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_case_says_what_the_runner_needs(quick):
+    registry = cases.registry(quick)
+    assert len({case.id for case in registry}) == len(registry)
+    labels = {}
+    for case in registry:
+        assert case.suite in cases.suites()
+        assert case.contenders[0].name == OURS
+        names = [contender.name for contender in case.contenders]
+        assert len(set(names)) == len(names)
+        assert case.title
+        assert case.reason
+        for contender in case.contenders:
+            labels.setdefault(contender.name, contender.label)
+            assert labels[contender.name] == contender.label  # one name, one thing
+        if isinstance(case, Case):
+            assert set(case.bounds) >= set(case.dtypes)
 
 
-def test_ids_are_unique_and_every_baseline_has_a_label():
-    ids = [case.id for case in cases.CASES]
-    assert len(set(ids)) == len(ids)
-    for case in cases.CASES:
-        assert case.suite in cases.SUITES
-        assert set(case.baselines) <= set(contenders.LABELS)
+def test_quick_cases_are_among_the_full_ones():
+    assert {case.id for case in cases.registry(True)} <= set(cases.case_order())
 
 
-def test_groups_cover_all_layers():
-    for case in cases.CASES:
-        if isinstance(case, FeatureCase) and case.operation == "cka_sum":
-            assert sum(case.groups) == len(case.dims)
+def test_points_of_a_curve_have_one_predicted_order():
+    curves = {}
+    for case in cases.registry():
+        if case.series is not None:
+            curves.setdefault(case.series.family, []).append(case.series)
+    for points in curves.values():
+        assert len({(point.x_name, point.order) for point in points}) == 1
+        assert len({point.x for point in points}) == len(points)
 
 
 def test_flops_of_a_matrix_are_the_lower_triangles():
-    assert _tiny("cka_matrix", 5, (7, 3)).flops == sum(_count_triangle(5, d) for d in (7, 3))
+    assert FeatureWork("cka_matrix", 5, (7, 3)).cost.operations == sum(
+        _count_triangle(5, d) for d in (7, 3)
+    )
 
 
 def test_flops_of_a_loss_add_one_full_product_per_layer():
     n, dims = 5, (7, 3)
     forward = sum(_count_triangle(n, d) for d in dims)
     backward = sum(2 for d in dims for _ in itertools.product(range(n), range(d), range(n)))
-    assert _tiny("cka_sum", n, dims, groups=(2,)).flops == forward + backward
+    assert FeatureWork("cka_sum", n, dims, (2,)).cost.operations == forward + backward
 
 
 def test_flops_of_a_pair_are_those_of_the_cheaper_form():
-    wide, narrow = _tiny("cka", 4, (9, 8)), _tiny("cka", 40, (3, 2))
+    wide, narrow = FeatureWork("cka", 4, (9, 8)), FeatureWork("cka", 40, (3, 2))
     assert not wide.feature_space
-    assert wide.flops == _count_triangle(4, 9) + _count_triangle(4, 8)
+    assert wide.cost.operations == _count_triangle(4, 9) + _count_triangle(4, 8)
     assert narrow.feature_space
     cross = sum(2 for _ in itertools.product(range(3), range(40), range(2)))
-    assert narrow.flops == _count_triangle(3, 40) + _count_triangle(2, 40) + cross
+    assert narrow.cost.operations == _count_triangle(3, 40) + _count_triangle(2, 40) + cross
 
 
 def test_bytes_count_each_pass_once():
-    assert _tiny("cka_matrix", 5, (7, 3)).bytes(4) == 5 * 10 * 4
-    assert _tiny("cka_sum", 5, (7, 3), groups=(2,)).bytes(4) == 3 * 5 * 10 * 4  # two in, one out
+    assert FeatureWork("cka_matrix", 5, (7, 3)).cost.bytes(4) == 5 * 10 * 4
+    loss = FeatureWork("cka_sum", 5, (7, 3), (2,))
+    assert loss.cost.bytes(4) == 3 * 5 * 10 * 4  # two in, one out
 
 
 def test_a_family_selects_all_its_cases():
@@ -64,7 +86,7 @@ def test_a_family_selects_all_its_cases():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"suite": "masked"}, "--suite must be one of similarity, regularizers"),
+        ({"suite": "no-such-suite"}, "--suite must be among similarity, regularizers"),
         ({"names": ["S9"]}, "got 'S9'"),
         ({"suite": "regularizers", "names": ["S1"]}, "no case is left"),
     ],
@@ -75,10 +97,26 @@ def test_wrong_selections_say_what_to_change(arguments, message):
 
 
 def test_compare_takes_names_and_families():
-    assert contenders.compare_names("torch_cka, authors") == [
+    assert cases.compare_names("torch_cka, authors") == (
         "torch_cka",
         "torch_cka_hsic",
         "authors",
+    )
+    with pytest.raises(ValueError, match="got 'nobody'"):
+        cases.compare_names("nobody")
+
+
+def test_the_example_of_the_documentation_is_a_family():
+    text = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    module = {}
+    exec(compile(code, "docs/benchmarking.md", "exec"), module)
+    (case,) = module["cases"](quick=True)
+    settings = Settings(backend="reference", quick=True)
+    (result,) = runner.run([case], settings).cases
+    assert [(row.name, row.status) for row in result.rows] == [
+        ("sparsekern", "ok"),
+        ("torch_mm", "ok"),
     ]
-    with pytest.raises(ValueError, match="got 'scipy'"):
-        contenders.compare_names("scipy")
+    assert result.rows[0].host_seconds > 0
+    assert result.floor_seconds > 0

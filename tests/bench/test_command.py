@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from sparsekern.bench import command, floor, runner, timing
+from sparsekern.bench import command, floor, settings, timing
 
 
 def _parse(*words):
@@ -34,7 +34,7 @@ def test_a_quick_run_prints_within_100_columns_and_writes_json(case, tmp_path, c
 
 
 def test_report_fills_files_from_results(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "FULL", timing.QUICK)
+    monkeypatch.setattr(settings, "FULL", timing.QUICK)
     monkeypatch.setattr(floor, "measure", lambda dtype, quick: floor.Floor(1e11, 1e10))
     out = tmp_path / "results"
     words = ("--case", "scale-n-16", "--backend", "reference", "--compare", "reference")
@@ -51,11 +51,11 @@ def test_report_fills_files_from_results(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--suite", "masked"), "--suite must be one of"),
+        (("--suite", "no-such-suite"), "--suite must be among"),
         (("--case", "S9"), "--case must be among"),
         (("--backend", "tpu"), "--backend must be one of auto, cpu, reference"),
         (("--dtype", "int8"), "--dtype must be one of"),
-        (("--compare", "scipy"), "--compare must be among"),
+        (("--compare", "nobody"), "--compare must be among"),
         (("--threads", "0"), "--threads must be between 1 and"),
         (("--case", "S2-imagenet", "--quick"), "without --quick"),
         (("--report", "no-such-file.md"), "is not a file"),

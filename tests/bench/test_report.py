@@ -40,12 +40,56 @@ def _results(**changes):
             Row(
                 "sparsekern", "sparsekern", seconds=0.1, low=0.09, high=0.11, samples=9, error=1e-7
             ),
-            Row("eager", "eager", seconds=0.25, low=0.2, high=0.3, samples=9, error=1e-6),
-            Row("eager_centred", "eager, column-centred", seconds=0.05, samples=9, error=1e-6),
-            Row("torch_cka", "torch_cka", "wrong", "error 1, bound 1e-05", 4.0, 4.0, 4.0, 3, 1.0),
-            Row("pytorch_cka", "pytorch-cka", seconds=0.3, low=0.2, high=0.4, samples=2, error=0.0),
-            Row("ckatorch", "ckatorch", "absent", "ckatorch is not installed"),
+            Row(
+                "eager",
+                "eager",
+                seconds=0.25,
+                low=0.2,
+                high=0.3,
+                samples=9,
+                error=1e-6,
+                host_seconds=2e-5,
+                group="eager",
+            ),
+            Row(
+                "eager_centred",
+                "eager, column-centred",
+                seconds=0.05,
+                samples=9,
+                error=1e-6,
+                group="eager",
+            ),
+            Row(
+                "torch_cka",
+                "torch_cka",
+                "wrong",
+                "error 1, bound 1e-05",
+                4.0,
+                4.0,
+                4.0,
+                3,
+                1.0,
+                group="torch_cka",
+            ),
+            Row(
+                "pytorch_cka",
+                "pytorch-cka",
+                seconds=0.3,
+                low=0.2,
+                high=0.4,
+                samples=2,
+                error=0.0,
+                group="pytorch-cka",
+            ),
+            Row(
+                "ckatorch",
+                "ckatorch",
+                "absent",
+                "ckatorch is not installed",
+                group="ckatorch",
+            ),
         ],
+        summary=True,
         floor_seconds=0.08,
         floor_limit="operations",
         error_bound=1e-5,
@@ -79,9 +123,9 @@ def test_saving_replaces_cases_and_keeps_others(tmp_path):
 
 def test_tables_show_every_row_and_why_one_is_missing():
     text = report.tables([_results()])
-    assert "| eager | 250 ms | 200 ms … 300 ms | 2.50× | 32% | 1e-06 | – |" in text
+    assert "| eager | 250 ms | ±20% | 2.50× | 32% | 1e-06 | 20.0 µs | – |" in text
     assert "| eager, column-centred | 50.0 ms | – | 0.50× |" in text  # a losing row stays in
-    assert "| torch_cka | 4.00 s* | 4.00 s … 4.00 s | wrong |" in text
+    assert "| torch_cka | 4.00 s* | ±0% | wrong |" in text
     assert "| ckatorch | absent |" in text
     assert "ckatorch: absent, ckatorch is not installed" in text
     assert "floor 80.0 ms, set by operations" in text
@@ -89,7 +133,7 @@ def test_tables_show_every_row_and_why_one_is_missing():
 
 def test_summary_takes_the_fastest_right_entry_point():
     (line,) = [line for line in report.summary([_results()]).splitlines() if "matrix |" in line]
-    assert line == "| matrix | 100 ms | 50.0 ms (0.50×) | 300 ms (3.00×) | wrong | absent |  |"
+    assert line == "| matrix | 100 ms | 50.0 ms (0.50×) | wrong | 300 ms (3.00×) | absent |"
 
 
 def test_summary_tells_the_share_of_a_step_and_the_cost_of_a_call():
@@ -100,12 +144,12 @@ def test_summary_tells_the_share_of_a_step_and_the_cost_of_a_call():
         Row("torch_mul", "torch.mul", seconds=1e-6, samples=9),
     ]
     measured.cases += [
-        CaseResult("R1", "regularizers", "CKA-SR in a step", "r", [step]),
-        CaseResult("O1", "similarity", "host cost of a call", "r", call),
+        CaseResult("R1", "regularizers", "CKA-SR in a step", "r", [step], summary=True),
+        CaseResult("O1", "similarity", "host cost of a call", "r", call, summary=True),
     ]
     text = report.summary([measured])
     assert "CKA-SR in a step takes 0.51% of the step's time." in text
-    assert "The host cost of a call: 5.00 µs (torch.mul 1.00 µs)." in text
+    assert "Host cost of a call: 5.00 µs (torch.mul 1.00 µs)." in text
 
 
 def test_filling_keeps_what_is_written_by_hand():

@@ -3,6 +3,7 @@
 import pytest
 
 from sparsekern.bench import memory, timing
+from sparsekern.bench.settings import Settings
 from sparsekern.bench.timing import FULL, Effort
 
 
@@ -28,9 +29,8 @@ def test_summary_is_median_and_quartiles():
 
 
 def test_memory_of_eager_is_at_least_its_gram_matrices():
-    extra = memory.measure(
-        "S4", "pytorch_cka", quick=True, backend="reference", dtype="float32", threads=1, timeout=60
-    )
+    settings = Settings(backend="reference", quick=True)
+    extra = memory.measure("S4", "pytorch_cka", settings, timeout=60)
     if extra is None:
         pytest.skip("the high-water mark of memory cannot be reset here, or the peer is absent")
     gram = 1500 * 1500 * 4

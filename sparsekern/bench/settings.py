@@ -1,0 +1,48 @@
+"""How a run is made: back end, dtype, threads, effort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import dispatch
+from .timing import FULL, QUICK, Effort
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run.
+
+    Attributes:
+        backend: what sparsekern runs on: "auto", "cpu" or "reference".
+        dtype: one of :data:`sparsekern.bench.case.DTYPES`.
+        threads: of torch, the compiled core and every baseline.
+        quick: small shapes, few rounds, no memory measurement.
+        compare: names of the baselines to keep, or None for all.
+    """
+
+    backend: str = "auto"
+    dtype: str = "float32"
+    threads: int = 1
+    quick: bool = False
+    compare: tuple[str, ...] | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def effort(self) -> Effort:
+        """How much time to spend on timing."""
+        return QUICK if self.quick else FULL
+
+    @property
+    def resolved_backend(self) -> str:
+        """The back end that the choice comes down to on CPU tensors."""
+        if self.backend != "auto":
+            return self.backend
+        with dispatch.backend("auto"):
+            return dispatch.select(torch.device("cpu"))
