@@ -378,10 +378,12 @@ void backward_small(const Problem& problem, const Features& layer, const T* oper
     const int64_t padded = small_chunk(problem, layer, reader, c0, cols, chunk, &unused);
     T* out = dx + c0;
     if (padded == cols) {
-      kernels<T>().small_product(operand, chunk, kDepth, int(problem.n), cols, out, layer.d);
+      kernels<T>().combine_rows(operand, kSmallRows, chunk, kDepth, problem.n, problem.n, cols, out,
+                                layer.d);
       continue;
     }
-    kernels<T>().small_product(operand, chunk, kDepth, int(problem.n), padded, product, kDepth);
+    kernels<T>().combine_rows(operand, kSmallRows, chunk, kDepth, problem.n, problem.n, padded,
+                              product, kDepth);
     for (int64_t r = 0; r < problem.n; ++r)
       std::copy(product + r * kDepth, product + r * kDepth + cols, out + r * layer.d);
   }
@@ -428,23 +430,25 @@ int64_t operand_size(const Problem& problem) {
 }
 
 template <class T>
-void expand_symmetric(const Problem& problem, const T* tiles, T* operand) {
+void expand_tile(const Problem& problem, int64_t i, int64_t j, const T* tile, T* operand) {
   if (problem.is_small()) {
-    for (int i = 0; i < kSmallRows; ++i)
-      std::copy(tiles + i * kTile, tiles + i * kTile + kSmallRows, operand + i * kSmallRows);
+    for (int r = 0; r < kSmallRows; ++r)
+      std::copy(tile + r * kTile, tile + r * kTile + kSmallRows, operand + r * kSmallRows);
     return;
   }
-  const int64_t panels = problem.panels(), padded = problem.padded();
-  for (int64_t i = 0; i < panels; ++i)
-    for (int64_t j = 0; j <= i; ++j) {
-      const T* tile = tiles + tile_offset(i, j);
-      // Panel j, steps 32 i ..: the tile as it is. Panel i, steps 32 j ..: its transpose.
-      std::copy(tile, tile + kTileArea, operand + (j * padded + i * kTile) * kTile);
-      if (i == j) continue;
-      T* to = operand + (i * padded + j * kTile) * kTile;
-      for (int r = 0; r < kTile; ++r)
-        for (int c = 0; c < kTile; ++c) to[c * kTile + r] = tile[r * kTile + c];
-    }
+  const int64_t padded = problem.padded();
+  // Panel j, steps 32 i ..: the tile as it is. Panel i, steps 32 j ..: its transpose.
+  std::copy(tile, tile + kTileArea, operand + (j * padded + i * kTile) * kTile);
+  if (i == j) return;
+  T* to = operand + (i * padded + j * kTile) * kTile;
+  for (int r = 0; r < kTile; ++r)
+    for (int c = 0; c < kTile; ++c) to[c * kTile + r] = tile[r * kTile + c];
+}
+
+template <class T>
+void expand_symmetric(const Problem& problem, const T* tiles, T* operand) {
+  for (int64_t i = 0; i < problem.panels(); ++i)
+    for (int64_t j = 0; j <= i; ++j) expand_tile(problem, i, j, tiles + tile_offset(i, j), operand);
 }
 
 template <class T>
@@ -480,7 +484,9 @@ void gram_backward(const Problem& problem, const T* operands, const T* means, T*
 
 template void gram_matrices<float>(const Problem&, float*, float*, LayerStats*);
 template void gram_matrices<double>(const Problem&, double*, double*, LayerStats*);
+template void expand_tile<float>(const Problem&, int64_t, int64_t, const float*, float*);
 template void expand_symmetric<float>(const Problem&, const float*, float*);
+template void expand_tile<double>(const Problem&, int64_t, int64_t, const double*, double*);
 template void expand_symmetric<double>(const Problem&, const double*, double*);
 template void gram_backward<float>(const Problem&, const float*, const float*, float* const*);
 template void gram_backward<double>(const Problem&, const double*, const double*, double* const*);

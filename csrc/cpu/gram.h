@@ -21,7 +21,11 @@ void gram_backward(const Problem& problem, const T* operands, const T* means, T*
 // Elements of one layer's operand for gram_backward.
 int64_t operand_size(const Problem& problem);
 
-// Writes the symmetric matrix held as lower tiles in the layout that gram_backward reads.
+// Writes one tile of a symmetric matrix, and its mirror, in the layout that gram_backward reads.
+template <class T>
+void expand_tile(const Problem& problem, int64_t row, int64_t column, const T* tile, T* operand);
+
+// Writes a whole symmetric matrix, held as lower tiles, in that layout.
 template <class T>
 void expand_symmetric(const Problem& problem, const T* tiles, T* operand);
 

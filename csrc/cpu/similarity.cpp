@@ -175,6 +175,41 @@ void backward_from_grams(const Problem& problem, const State<T>& state, T* const
   gram_backward(problem, operands.data(), state.means, dx);
 }
 
+// All inner products that are asked for as one product, V V^T with a row of V per layer, taken a
+// row of tiles at a time and added up in float64 in the order of the rows.
+template <class T>
+void inner_products(const Problem& problem, const Comparison& comparison, const T* values,
+                    const State<T>& state) {
+  const int64_t count = problem.count(), size = problem.gram_size(), panels = problem.panels();
+  const int64_t rows = comparison.rows(count), columns = comparison.columns(count);
+  const T* right = values + comparison.column_layer(0) * size;
+  const bool lower = comparison.first == 0;
+  Buffer<double> partial(panels * rows * columns);
+  std::fill(partial.data(), partial.data() + partial.size(), 0.0);
+  parallel_for(problem.tile_threads(), panels, [&](int64_t index) {
+    const int64_t i = panels - 1 - index;
+    const int64_t at = tile_row_offset(i), below = i * kTileArea;
+    double* out = partial.data() + i * rows * columns;
+    const auto add = [&](int64_t start, int64_t length, double weight) {
+      kernels<T>().row_products(values + start, rows, right + start, columns, size, length, lower,
+                                weight, out, columns);
+    };
+    add(at, below, 2);  // and their mirrors above the diagonal
+    add(at + below, kTileArea, 1);
+  });
+  std::fill(state.inner, state.inner + count * count, 0.0);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < (lower ? i : columns); ++c) {
+      double sum = 0;
+      for (int64_t panel = 0; panel < panels; ++panel)
+        sum += partial.data()[(panel * rows + i) * columns + c];
+      const int64_t j = comparison.column_layer(c);
+      state.inner[i * count + j] = state.inner[j * count + i] = sum;
+    }
+  for (int64_t l = 0; l < count; ++l)
+    state.inner[l * count + l] = state.stats[l].norm * state.stats[l].norm;
+}
+
 // The sum of a group's unit Gram matrices.
 template <class T>
 void group_sum(const Problem& problem, const T* values, const LayerStats* stats, int64_t begin,
@@ -288,28 +323,7 @@ void compare_forward(const Problem& problem, const Comparison& comparison, void*
   Buffer<T> scratch(scratch_size(problem));
   const T* values = center_all(problem, state, &scratch);
 
-  // All inner products that are asked for, a row of tiles of every layer at a time.
-  const int64_t count = problem.count(), size = problem.gram_size(), panels = problem.panels();
-  std::vector<std::pair<int64_t, int64_t>> pairs;
-  for (int64_t i = 0; i < comparison.rows(count); ++i)
-    for (int64_t c = 0; c < comparison.columns(count); ++c)
-      if (comparison.first || c > i) pairs.emplace_back(i, comparison.column_layer(c));
-  Buffer<double> partial(panels * int64_t(pairs.size()));
-  parallel_for(problem.threads, panels, [&](int64_t index) {
-    const int64_t row = panels - 1 - index;
-    for (size_t p = 0; p < pairs.size(); ++p)
-      partial.data()[row * int64_t(pairs.size()) + int64_t(p)] =
-          tile_row_dot(values + pairs[p].first * size, values + pairs[p].second * size, row);
-  });
-  for (int64_t l = 0; l < count; ++l)
-    state.inner[l * count + l] = state.stats[l].norm * state.stats[l].norm;
-  for (size_t p = 0; p < pairs.size(); ++p) {
-    double sum = 0;
-    for (int64_t row = 0; row < panels; ++row)
-      sum += partial.data()[row * int64_t(pairs.size()) + int64_t(p)];
-    const auto [i, j] = pairs[p];
-    state.inner[i * count + j] = state.inner[j * count + i] = sum;
-  }
+  inner_products(problem, comparison, values, state);
   write_comparison(problem, comparison, state.stats, state.inner, out);
 }
 
@@ -317,22 +331,51 @@ template <class T>
 void compare_backward(const Problem& problem, const Comparison& comparison, const T* grad,
                       void* memory, T* const* dx) {
   const State<T> state = State<T>::at(problem, memory);
+  const bool linear = problem.kernel == KernelKind::kLinear;
   Buffer<T> scratch(scratch_size(problem));
-  const T* values =
-      problem.kernel == KernelKind::kLinear ? state.grams : center_all(problem, state, &scratch);
+  T* values = linear ? state.grams : center_all(problem, state, &scratch);
   const int64_t count = problem.count(), size = problem.gram_size();
   std::vector<double> weights(size_t(count * count));
   inner_weights(problem, comparison, grad, state.stats, state.inner, weights.data());
-  backward_from_grams(problem, state, dx, [&](int64_t l, T* tiles) {
-    std::fill(tiles, tiles + size, T(0));
-    for (int64_t row = 0; row < problem.panels(); ++row) {
-      const int64_t at = tile_row_offset(row), length = (row + 1) * kTileArea;
-      for (int64_t m = 0; m < count; ++m) {
-        const double weight = weights[size_t(l * count + m)] * state.stats[m].scale;
-        if (weight != 0) kernels<T>().axpy(T(weight), values + m * size + at, length, tiles + at);
+
+  // d loss / d gram[l] = sum_m weight[l][m] gram[m]: one product of the weights with all Gram
+  // matrices, a tile of each at a time.
+  std::vector<int64_t> wanted;
+  for (int64_t l = 0; l < count; ++l)
+    if (dx[l]) wanted.push_back(l);
+  const int64_t rows = int64_t(wanted.size());
+  Buffer<T> coefficients((rows + 3) / 4 * 4 * count);
+  std::fill(coefficients.data(), coefficients.data() + coefficients.size(), T(0));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t m = 0; m < count; ++m)
+      coefficients.data()[r * count + m] = T(
+          (linear ? 2 : 1) * weights[size_t(wanted[size_t(r)] * count + m)] * state.stats[m].scale);
+  Buffer<T> operands(count * operand_size(problem));
+  const auto operand = [&](int64_t l) { return operands.data() + l * operand_size(problem); };
+  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
+    const int64_t i = problem.panels() - 1 - index;
+    Buffer<T> tiles(rows * kTileArea);
+    for (int64_t j = 0; j <= i; ++j) {
+      T* at = values + tile_offset(i, j);
+      kernels<T>().combine_rows(coefficients.data(), count, at, size, rows, count, kTileArea,
+                                tiles.data(), kTileArea);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* tile = tiles.data() + r * kTileArea;
+        const int64_t l = wanted[size_t(r)];
+        if (linear)  // twice the gradient is the operand already
+          expand_tile(problem, i, j, tile, operand(l));
+        else
+          std::copy(tile, tile + kTileArea, at + l * size);
       }
     }
   });
+  if (!linear)
+    parallel_for(layer_threads(problem), rows, [&](int64_t r) {
+      const int64_t l = wanted[size_t(r)];
+      kernel_backward(problem, state.grams + l * size, state.stats[l], values + l * size);
+      expand_symmetric(problem, values + l * size, operand(l));
+    });
+  gram_backward(problem, operands.data(), state.means, dx);
 }
 
 template <class T>

@@ -261,42 +261,118 @@ void small_gram(const T* x, int64_t stride, int rows, int64_t cols, T* lanes) {
   }
 }
 
-template <class T>
-void small_product(const T* g, const T* x, int64_t stride, int rows, int64_t cols, T* out,
-                   int64_t out_stride) {
-  for (int i0 = 0; i0 < rows; i0 += 4) {
-    const int count = rows - i0 < 4 ? rows - i0 : 4;
-    for (int64_t c = 0; c < cols; c += kLanes<T>) {
-      typename Vector<T>::type sum[4] = {};
-      for (int j = 0; j < rows; ++j) {
-        const typename Vector<T>::type right = load(x + j * stride + c);
+// 4 x (VECTORS * lanes) block of g x.
+template <class T, int VECTORS>
+inline void combine_block(const T* g, int64_t ldg, const T* x, int64_t stride, int rows,
+                          int64_t inputs, T* out, int64_t out_stride) {
+  typename Vector<T>::type sum[4][VECTORS] = {};
+  for (int64_t j = 0; j < inputs; ++j) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) sum[i] += g[(i0 + i) * kSmallRows + j] * right;
-      }
-      for (int i = 0; i < count; ++i) store(out + (i0 + i) * out_stride + c, sum[i]);
+    for (int v = 0; v < VECTORS; ++v) {
+      const typename Vector<T>::type right = load(x + j * stride + v * kLanes<T>);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sum[i][v] += g[i * ldg + j] * right;
     }
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (i == rows) return;
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) store(out + i * out_stride + v * kLanes<T>, sum[i][v]);
+  }
+}
+
+template <class T>
+void combine_rows(const T* g, int64_t ldg, const T* x, int64_t stride, int64_t rows, int64_t inputs,
+                  int64_t cols, T* out, int64_t out_stride) {
+  constexpr int kWide = 2 * kLanes<T>;
+  for (int64_t i = 0; i < rows; i += 4) {
+    const int count = rows - i < 4 ? int(rows - i) : 4;
+    const T* left = g + i * ldg;
+    T* to = out + i * out_stride;
+    int64_t c = 0;
+    for (; c + kWide <= cols; c += kWide)
+      combine_block<T, 2>(left, ldg, x + c, stride, count, inputs, to + c, out_stride);
+    if (c < cols) combine_block<T, 1>(left, ldg, x + c, stride, count, inputs, to + c, out_stride);
+  }
+}
+
+// The lanes of v in float64, added in neighbours' halves where they are more than fit.
+template <class T>
+inline Vector<double>::type widen(typename Vector<T>::type v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  Vector<double>::type sum = load_wide(lanes);
+  for (int i = kLanes<double>; i < kLanes<T>; i += kLanes<double>) sum += load_wide(lanes + i);
+  return sum;
+}
+
+inline double add_lanes(Vector<double>::type v) {
+  double sum = 0;
+  for (int lane = 0; lane < kLanes<double>; ++lane) sum += v[lane];
+  return sum;
 }
 
 template <class T>
 double dot(const T* x, const T* y, int64_t count) {
   constexpr int64_t kChunk = kTileArea;  // short float sums, long float64 ones
-  double total = 0;
+  Vector<double>::type total = {};
   for (int64_t start = 0; start < count; start += kChunk) {
     const int64_t end = start + kChunk < count ? start + kChunk : count;
     typename Vector<T>::type sum[2] = {};
-    int64_t i = start;
-    for (; i + 2 * kLanes<T> <= end; i += 2 * kLanes<T>) {
+    for (int64_t i = start; i < end; i += 2 * kLanes<T>) {
       sum[0] += load(x + i) * load(y + i);
       sum[1] += load(x + i + kLanes<T>) * load(y + i + kLanes<T>);
     }
-    sum[0] += sum[1];
-    double part = 0;
-    for (int lane = 0; lane < kLanes<T>; ++lane) part += double(sum[0][lane]);
-    for (; i < end; ++i) part += double(x[i]) * double(y[i]);
-    total += part;
+    total += widen<T>(sum[0] + sum[1]);
   }
-  return total;
+  return add_lanes(total);
+}
+
+// A 4 x 4 block of inner products of rows: short float sums, long float64 ones.
+template <class T>
+inline void product_block(const T* x, const T* y, int64_t stride, int64_t count, double weight,
+                          double* out, int64_t ldo) {
+  Vector<double>::type total[4][4] = {};
+  for (int64_t start = 0; start < count; start += kTileArea) {
+    typename Vector<T>::type sum[4][4] = {};
+    for (int64_t c = start; c < start + kTileArea; c += kLanes<T>) {
+      typename Vector<T>::type right[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) right[j] = load(y + j * stride + c);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const typename Vector<T>::type left = load(x + i * stride + c);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[i][j] += left * right[j];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) total[i][j] += widen<T>(sum[i][j]);
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) out[i * ldo + j] += weight * add_lanes(total[i][j]);
+}
+
+template <class T>
+void row_products(const T* x, int64_t rows, const T* y, int64_t cols, int64_t stride, int64_t count,
+                  bool lower, double weight, double* out, int64_t ldo) {
+  for (int64_t i = 0; i < rows; i += 4) {
+    const int64_t below = rows - i < 4 ? rows - i : 4, end = lower ? i + below : cols;
+    for (int64_t j = 0; j < end; j += 4) {
+      const T *left = x + i * stride, *right = y + j * stride;
+      double* to = out + i * ldo + j;
+      if (below == 4 && j + 4 <= end) {
+        product_block(left, right, stride, count, weight, to, ldo);
+        continue;
+      }
+      for (int64_t r = 0; r < below; ++r)
+        for (int64_t c = 0; c < (end - j < 4 ? end - j : 4); ++c)
+          to[r * ldo + c] += weight * dot(left + r * stride, right + c * stride, count);
+    }
+  }
 }
 
 template <class T>
@@ -347,10 +423,10 @@ void exp_scaled(T scale, const T* x, int64_t count, T* y) {
 
 template <class T>
 constexpr KernelTable<T> make_table() {
-  return {tile_product<T>, pack_transposed<T>, add_panel<T>,   shift_panel<T>,
-          pack_rows<T>,    add_columns<T>,     center_rows<T>, convert<T>,
-          small_gram<T>,   small_product<T>,   dot<T>,         axpy<T>,
-          exp_scaled<T>};
+  return {tile_product<T>, pack_transposed<T>, add_panel<T>,    shift_panel<T>,
+          pack_rows<T>,    add_columns<T>,     center_rows<T>,  convert<T>,
+          small_gram<T>,   combine_rows<T>,    row_products<T>, dot<T>,
+          axpy<T>,         exp_scaled<T>};
 }
 
 constexpr KernelTable<float> kTableF32 = make_table<float>();

@@ -51,9 +51,16 @@ struct KernelTable {
   // on or below the diagonal, in row order.
   void (*small_gram)(const T* x, int64_t stride, int rows, int64_t cols, T* lanes);
 
-  // out[i][c] = sum_j g[i][j] x[j][c]; g has leading dimension kSmallRows, cols a multiple of 16.
-  void (*small_product)(const T* g, const T* x, int64_t stride, int rows, int64_t cols, T* out,
-                        int64_t out_stride);
+  // out[i][c] = sum_j g[i][j] x[j][c] for i < rows, j < inputs; g has leading dimension ldg and
+  // rows up to a multiple of 4, x and out have rows `stride` and `out_stride` apart, cols is a
+  // multiple of 16.
+  void (*combine_rows)(const T* g, int64_t ldg, const T* x, int64_t stride, int64_t rows,
+                       int64_t inputs, int64_t cols, T* out, int64_t out_stride);
+
+  // out[i][j] += weight * sum of x[i] * y[j] for i < rows, j < cols (with lower only j <= i are
+  // certain), rows of x and y `stride` apart, in float64; count a multiple of kTileArea.
+  void (*row_products)(const T* x, int64_t rows, const T* y, int64_t cols, int64_t stride,
+                       int64_t count, bool lower, double weight, double* out, int64_t ldo);
 
   // sum of x[i] * y[i] in float64; count a multiple of 32.
   double (*dot)(const T* x, const T* y, int64_t count);
