@@ -35,11 +35,15 @@ FLAGS = [
     "-Wextra",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# Only csrc/cpu/isa/*_avx2.cpp and *_avx512.cpp may use instructions beyond the baseline; they are
-# reached by run-time dispatch.
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", *AVX2]
+# By the last part of the file's name, as in csrc/cpu/isa/similarity_avx2.cpp: only these files may
+# use instructions beyond the baseline; they are reached by run-time dispatch. A file whose flags
+# the compiler does not know (AMX before GCC 11) is compiled without, to an empty table.
 ISA_FLAGS = {
     "avx2": AVX2,
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", *AVX2],
+    "avx512": AVX512,
+    "avx512bf16": ["-mavx512bf16", *AVX512],
+    "amx": ["-mamx-tile", "-mamx-bf16", "-mavx512bf16", *AVX512],
 }
 
 
@@ -120,10 +124,12 @@ class BuildCore(build_ext):
             print("warning: no -fopenmp here, the core will use one thread", file=sys.stderr)
 
         compile_one = self.compiler._compile
-        is_x86_64 = self.plat_name.lower().endswith(("x86_64", "amd64"))
+        known = {}
+        if self.plat_name.lower().endswith(("x86_64", "amd64")):
+            known = {isa: flags for isa, flags in ISA_FLAGS.items() if self._compiles("", flags)}
 
         def compile_with_isa(obj, src, ext, cc_args, extra_postargs, pp_opts):  # type: ignore
-            flags = ISA_FLAGS.get(Path(src).stem.rpartition("_")[2], []) if is_x86_64 else []
+            flags = known.get(Path(src).stem.rpartition("_")[2], [])
             compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
         self.compiler._compile = compile_with_isa

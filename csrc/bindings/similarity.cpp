@@ -10,7 +10,7 @@ namespace sparsekern {
 namespace {
 
 using Layers = std::vector<std::tuple<uintptr_t, int64_t, int64_t>>;  // address, d, row stride
-using Options = std::tuple<int, int, double, double, int, bool, bool>;
+using Options = std::tuple<int, int, double, double, int, bool, bool, int>;
 
 // Below this many multiplications a second thread costs more than it saves.
 constexpr double kThreadWork = 2e5;
@@ -20,7 +20,7 @@ Problem make_problem(int64_t n, const Layers& layers, const Options& options, in
   problem.n = n;
   for (const auto& [address, d, ld] : layers)
     problem.layers.push_back({reinterpret_cast<const void*>(address), d, ld});
-  const auto& [dtype, kernel, first, second, centring, center_features, keep] = options;
+  const auto& [dtype, kernel, first, second, centring, center_features, keep, precision] = options;
   problem.dtype = DType(dtype);
   problem.kernel = KernelKind(kernel);
   problem.parameter[0] = first;
@@ -28,6 +28,7 @@ Problem make_problem(int64_t n, const Layers& layers, const Options& options, in
   problem.centring = Centring(centring);
   problem.center_features = center_features;
   problem.keep = keep;
+  problem.precision = Precision(precision);
   const double work = double(n) * double(n) * double(problem.total_features() + 1);
   problem.threads = work < kThreadWork ? 1 : std::max(1, threads);
   return problem;

@@ -3,6 +3,11 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "isa/similarity_bf16.h"
 #include "isa/similarity_table.h"
 
 namespace sparsekern {
@@ -31,11 +36,33 @@ bool machine_has_avx512() {
 #endif
 }
 
+bool machine_has_avx512_bf16() {
+#if defined(__x86_64__)
+  return machine_has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+bool machine_has_amx() {
+#if defined(__x86_64__)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+  unsigned a, b, c, d;
+  if (!machine_has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d & kBf16) && (d & kTiles) && amx_permitted();
+#else
+  return false;
+#endif
+}
+
 // What is compiled in is the same for every family, and asked of one.
 std::vector<Named> detect() {
   std::vector<Named> found = {{"portable", Isa::kPortable}};
   if (avx2_f32() && machine_has_avx2()) found.push_back({"avx2", Isa::kAvx2});
   if (avx512_f32() && machine_has_avx512()) found.push_back({"avx512", Isa::kAvx512});
+  if (avx512_bf16() && machine_has_avx512_bf16())
+    found.push_back({"avx512_bf16", Isa::kAvx512Bf16});
+  if (amx_bf16() && machine_has_amx()) found.push_back({"amx", Isa::kAmx});
   return found;
 }
 
@@ -67,6 +94,11 @@ void select_isa(const std::string& name) {
       current().store(&isa);
       return;
     }
+  }
+  static const Named emulated = {"amx_emulated", Isa::kAmxEmulated};
+  if (name == emulated.name && isas().back().level >= Isa::kAvx512) {  // all else is AVX-512
+    current().store(&emulated);
+    return;
   }
   std::string known;
   for (const Named& isa : isas()) known += (known.empty() ? "" : ", ") + std::string(isa.name);

@@ -7,12 +7,19 @@
 namespace sparsekern {
 
 // From plainest to fastest.
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : int {
+  kPortable = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAvx512Bf16 = 3,
+  kAmx = 4,
+  kAmxEmulated = 5,  // the matrix unit in plain C++: chosen by name only, for tests
+};
 
 // Only those compiled in and supported by this machine, from plainest to fastest.
 std::vector<std::string> available_isas();
 std::string current_isa();
-void select_isa(const std::string& name);  // throws std::invalid_argument
+void select_isa(const std::string& name);  // also amx_emulated; throws std::invalid_argument
 Isa current_level();
 
 // An operator family's micro-kernels for the instruction set in use. Tables are null where they are

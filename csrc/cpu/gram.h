@@ -16,7 +16,7 @@ void gram_matrices(const Problem& problem, T* grams, T* means, LayerStats* stats
 // expand_symmetric) times the layer's features, centred by `means` where the problem says so.
 // A null dx skips its layer.
 template <class T>
-void gram_backward(const Problem& problem, const T* operands, const T* means, T* const* dx);
+void gram_backward(const Problem& problem, T* operands, const T* means, T* const* dx);
 
 // Elements of one layer's operand for gram_backward.
 int64_t operand_size(const Problem& problem);

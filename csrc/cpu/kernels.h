@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dispatch.h"
+#include "isa/similarity_bf16.h"
 #include "isa/similarity_table.h"
 
 namespace sparsekern {
@@ -16,6 +17,20 @@ inline const KernelTable<float>& kernels<float>() {
 template <>
 inline const KernelTable<double>& kernels<double>() {
   return in_use(portable_f64(), avx2_f64(), avx512_f64());
+}
+
+// Null where the instruction set in use has no products of bfloat16.
+inline const BFloat16Table* bf16_kernels() {
+  switch (current_level()) {
+    case Isa::kAvx512Bf16:
+      return avx512_bf16();
+    case Isa::kAmx:
+      return amx_bf16();
+    case Isa::kAmxEmulated:
+      return amx_emulated();
+    default:
+      return nullptr;
+  }
 }
 
 }  // namespace sparsekern

@@ -9,6 +9,9 @@
 namespace sparsekern {
 
 enum class KernelKind : int { kLinear = 0, kRBF = 1, kPolynomial = 2, kCosine = 3 };
+// What float32 products may be made of, as torch.set_float32_matmul_precision says: IEEE float32;
+// 16 bits or more of each element; bfloat16.
+enum class Precision : int { kHighest = 0, kHigh = 1, kMedium = 2 };
 enum class Centring : int { kNone = 0, kDouble = 1, kU = 2 };
 
 struct Features {
@@ -28,6 +31,7 @@ struct Problem {
   bool center_features = true;  // linear and RBF: the Gram matrix of column-centred features
   // Whether a backward pass will follow: if not, kernel values may overwrite inner products.
   bool keep = true;
+  Precision precision = Precision::kHighest;
   int threads = 1;
 
   int64_t count() const { return int64_t(layers.size()); }

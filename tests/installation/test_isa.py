@@ -12,7 +12,7 @@ from sparsekern import native
 
 from .expectations import needs_core
 
-ISAS = ("portable", "avx2", "avx512")  # from plainest to fastest
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # from plainest to fastest
 
 
 def _in_fresh_process(code: str, isa: str) -> subprocess.CompletedProcess[str]:

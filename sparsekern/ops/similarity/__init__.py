@@ -1,4 +1,9 @@
-"""Gram matrices, HSIC and CKA: the public functions, their checks and shapes."""
+"""Gram matrices, HSIC and CKA: the public functions, their checks and shapes.
+
+Precision: sums are taken in float32 for 16- and 32-bit features, in float64 for float64 ones. The
+products of float32 features follow ``torch.set_float32_matmul_precision``. Centred bfloat16
+features are multiplied as bfloat16 where the processor can (AVX512-BF16, AMX), else as float32.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from ..registry import DTYPE_CODES
 from .layout import feature_space_is_faster, state_bytes
 
 DOUBLE_CENTRING, U_CENTRING = 1, 2
+_PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 # Devices are always named: the core writes to these addresses, whatever the default device is.
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 
@@ -32,8 +33,10 @@ def _describe(xs: Sequence[Tensor]) -> list[tuple[int, int, int]]:
     return [(x.data_ptr(), x.shape[1], x.stride(0)) for x in xs]
 
 
-def _options(x: Tensor, spec: Spec, keep: bool) -> tuple[int, int, float, float, int, bool, bool]:
-    return (DTYPE_CODES[x.dtype], *spec, keep)
+def _options(
+    x: Tensor, spec: Spec, keep: bool
+) -> tuple[int, int, float, float, int, bool, bool, int]:
+    return (DTYPE_CODES[x.dtype], *spec, keep, _PRECISIONS[torch.get_float32_matmul_precision()])
 
 
 def _new_state(
