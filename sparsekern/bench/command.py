@@ -5,18 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .case import AnyCase
+    from .settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sparsekern bench``."""
-    parser.add_argument("--suite", help="e.g. similarity,regularizers (default: all)")
+    parser.add_argument("--suite", help="suites, e.g. similarity,masked (default: all)")
     parser.add_argument("--case", help="cases by the beginning of their ids, e.g. S1,scale-n")
     parser.add_argument(
         "--backend", default="auto", help="what sparsekern runs on: auto, cpu or reference"
     )
     parser.add_argument(
-        "--dtype", default="float32", help="float32, float64, bfloat16 or float16 features"
+        "--dtype",
+        default="float32",
+        help="float32, float64, bfloat16, float16, or several with commas: a run for each",
     )
+    parser.add_argument("--list", action="store_true", help="measure nothing: list the cases")
     parser.add_argument("--quick", action="store_true", help="small shapes, under two minutes")
     parser.add_argument("--compare", help="baselines to keep, e.g. eager,torch_cka (default: all)")
     parser.add_argument("--threads", type=int, help="threads (default: those torch would use)")
@@ -45,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.report:
         return _report(arguments.report, arguments.results)
+    if arguments.list:
+        return _list(arguments)
     return _bench(arguments)
 
 
@@ -58,24 +70,43 @@ def _report(files: list[Path], folder: Path) -> int:
     return 0
 
 
+def _chosen(arguments: argparse.Namespace) -> list[AnyCase]:
+    from . import cases
+
+    names = arguments.case.split(",") if arguments.case else None
+    return cases.select(arguments.suite, names, arguments.quick)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    chosen = _chosen(arguments)
+    width = max(len(case.id) for case in chosen)
+    for case in chosen:
+        print(f"{case.id:{width}}  {case.suite}: {case.title}")
+    return 0
+
+
 def _bench(arguments: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
 
-    from . import cases, results, runner, table
-    from .case import DTYPES
-    from .settings import Settings
+    from . import table
 
-    settings = Settings(
-        backend=_checked_backend(arguments.backend),
-        dtype=_one_of("--dtype", arguments.dtype, DTYPES),
-        threads=_checked_threads(arguments.threads, torch.get_num_threads()),
-        quick=arguments.quick,
-        compare=cases.compare_names(arguments.compare),
-    )
-    names = arguments.case.split(",") if arguments.case else None
-    chosen = cases.select(arguments.suite, names, arguments.quick)
+    chosen = _chosen(arguments)
     console = Console(width=table.WIDTH)
+    is_right = True
+    for settings in _settings(arguments):
+        fitting = [case for case in chosen if settings.dtype in case.dtypes]
+        others = [case.id for case in chosen if settings.dtype not in case.dtypes]
+        if others:
+            console.print(f"not in {settings.dtype}: {', '.join(others)}", highlight=False)
+        if fitting:
+            is_right &= _run(console, fitting, settings, arguments.out)
+    return 0 if is_right else 1
+
+
+def _run(console: Console, chosen: list[AnyCase], settings: Settings, out: Path | None) -> bool:
+    """Runs and prints one set of settings; whether all of sparsekern's results were right."""
+    from . import cases, results, runner, table
+
     state = {"first": True}
 
     def show(case: results.CaseResult, so_far: results.Results) -> None:
@@ -83,13 +114,34 @@ def _bench(arguments: argparse.Namespace) -> int:
             console.print(table.heading(so_far), highlight=False)
             console.print()
         table.print_case(console, case)
-        if arguments.out:
-            results.save(so_far, arguments.out, cases.case_order())
+        if out:
+            results.save(so_far, out, cases.case_order())
 
     measured = runner.run(chosen, settings, show)
-    if arguments.out:
-        console.print(f"results in {arguments.out / measured.file_name}", highlight=False)
-    return 1 if any(case.rows[0].status != "ok" for case in measured.cases) else 0
+    if out:
+        console.print(f"results in {out / measured.file_name}", highlight=False)
+    return all(case.rows[0].status == "ok" for case in measured.cases)
+
+
+def _settings(arguments: argparse.Namespace) -> list[Settings]:
+    """One for each dtype, all checked before anything runs."""
+    import torch
+
+    from . import cases
+    from .case import DTYPES
+    from .settings import Settings
+
+    dtypes = [name.strip() for name in arguments.dtype.split(",")]
+    return [
+        Settings(
+            backend=_checked_backend(arguments.backend),
+            dtype=_one_of("--dtype", dtype, DTYPES),
+            threads=_checked_threads(arguments.threads, torch.get_num_threads()),
+            quick=arguments.quick,
+            compare=cases.compare_names(arguments.compare),
+        )
+        for dtype in dtypes
+    ]
 
 
 def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:

@@ -35,12 +35,15 @@ class FeatureWork:
     """One operator on seeded features, forward or forward and backward.
 
     Attributes:
-        operation: ``"cka_matrix"`` (all pairs of one list), ``"cka"`` (one pair), or
-            ``"cka_sum"`` (the CKA-SR loss and its gradient).
+        operation: the public function: ``"gram"`` (double-centred), ``"hsic"`` or ``"cka"`` of one
+            pair, ``"hsic_matrix"`` or ``"cka_matrix"``, ``"cka_sum"`` (the CKA-SR loss).
         n: samples.
         dims: features of each layer.
-        groups: for ``"cka_sum"``, how many consecutive layers each stage has.
+        groups: how many consecutive layers each stage of ``"cka_sum"`` has, or each of the two
+            lists of a matrix; by default a matrix is that of one list.
         kernel: the kernel function of all contenders.
+        gradient: whether the gradient with respect to every layer is part of the work; always
+            for ``"cka_sum"``.
     """
 
     operation: str
@@ -48,6 +51,7 @@ class FeatureWork:
     dims: tuple[int, ...]
     groups: tuple[int, ...] = ()
     kernel: Kernel = field(default_factory=Linear)
+    gradient: bool = False
 
     def case(self, baseline_names: Sequence[str], **head: Any) -> Case:
         """The case of this work.
@@ -62,7 +66,7 @@ class FeatureWork:
             "shapes": f"n={self.n}, d={span(self.dims)}",
             "inputs": self.inputs,
             "oracle": self.oracle,
-            "error": gate.value_and_gradient if self.backward else gate.largest_difference,
+            "error": self._error,
             "cost": self.cost,
             "tiny": self.tiny,
         }
@@ -71,13 +75,20 @@ class FeatureWork:
     @property
     def backward(self) -> bool:
         """Whether the gradient with respect to every layer is part of the work."""
-        return self.operation == "cka_sum"
+        return self.gradient or self.operation == "cka_sum"
+
+    @property
+    def _error(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], float]:
+        if self.backward:
+            return gate.value_and_gradient
+        return gate.largest_difference if "cka" in self.operation else gate.relative_distance
 
     @property
     def feature_space(self) -> bool:
         """Whether the d x d products are fewer than the n x n ones (linear kernel, one pair)."""
         return (
             self.operation == "cka"
+            and not self.backward
             and isinstance(self.kernel, Linear)
             and _pair_flops(self.n, *self.dims) < sum(symmetric_flops(self.n, d) for d in self.dims)
         )
@@ -89,9 +100,16 @@ class FeatureWork:
         if self.feature_space:
             return Cost(_pair_flops(self.n, *self.dims), features)
         forward = sum(symmetric_flops(self.n, d) for d in self.dims)
+        output = self.n * self.n if self.operation == "gram" else 0
+        if "matrix" in self.operation:
+            rows = self.groups[0] if self.groups else (len(self.dims) + 1) / 2
+            columns = self.groups[1] if self.groups else len(self.dims)
+            # One product of two Gram matrices per pair, on one triangle of each.
+            forward += int(rows * columns * self.n * (self.n + 1))
         if not self.backward:
-            return Cost(forward, features)
-        return Cost(forward + sum(2 * self.n * self.n * d for d in self.dims), 3 * features)
+            return Cost(forward, features + output)
+        backward = sum(2 * self.n * self.n * d for d in self.dims)
+        return Cost(forward + backward, 3 * features + 2 * output)
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
         """Features of each layer, ``(n, d_l)``, without offset.
@@ -135,31 +153,38 @@ class FeatureWork:
 
         def differentiated(xs: list[Tensor]) -> list[Tensor]:
             value = function(xs)
-            return [value.detach(), *torch.autograd.grad(value, xs)]
+            upstream = None if value.dim() == 0 else _upstream(value.shape).to(value.dtype)
+            return [value.detach(), *torch.autograd.grad(value, xs, upstream)]
 
         return differentiated
 
     def sparsekern(self, xs: list[Tensor]) -> Tensor:
         """The work by sparsekern's public functions."""
+        if self.operation == "gram":
+            return similarity.gram(xs[0], self.kernel, center="double")
         if self.operation == "cka_sum":
             return similarity.cka_sum(self.split(xs), kernel=self.kernel)
-        if self.operation == "cka":
-            return similarity.cka(xs[0], xs[1], kernel=self.kernel)
-        return similarity.cka_matrix(xs, kernel=self.kernel)
+        function: Callable[..., Tensor] = getattr(similarity, self.operation)
+        if "matrix" in self.operation:
+            return function(*(self.split(xs) if self.groups else [xs]), kernel=self.kernel)
+        return function(xs[0], xs[1], kernel=self.kernel)
 
     def split(self, xs: list[Tensor]) -> list[list[Tensor]]:
-        """Consecutive layers, stage by stage."""
+        """Consecutive layers, group by group."""
         iterator = iter(xs)
         return [list(itertools.islice(iterator, size)) for size in self.groups]
 
     def contenders(self, names: Sequence[str]) -> tuple[Contender, ...]:
         """Sparsekern, and the baselines of these names (``"reference"`` among them or not)."""
-        functions = {"cka_matrix": _matrix, "cka": _pair, "cka_sum": _loss}[self.operation](self)
+        functions = _functions(self)
         ours, reference = sparsekern_contenders(self.outputs(self.sparsekern))
         result = [ours]
         for name in names:
             if name == "reference":
                 result.append(reference)
+                continue
+            if name == "blocked_mm":
+                result.append(_blocked_mm())
                 continue
             label, group, peer = _DESCRIPTIONS[name]
             missing = functools.partial(peers.missing_reason, peer) if peer else None
@@ -183,7 +208,49 @@ _DESCRIPTIONS = {
 }
 
 
-def _matrix(work: FeatureWork) -> dict[str, Function]:
+def _functions(work: FeatureWork) -> dict[str, Function]:
+    """All baselines of a work by name."""
+    if work.operation == "cka_sum":
+        return _loss(work)
+    if work.operation == "gram":
+        return {"eager": baselines.eager_gram}
+    general: dict[str, Function] = {"eager": functools.partial(_general, work)}
+    if work.backward or work.operation not in ("cka", "cka_matrix") or work.groups:
+        return general
+    if work.operation == "cka_matrix":
+        return general | (_matrix() if isinstance(work.kernel, Linear) else {})
+    return general | _pair(work)
+
+
+def _blocked_mm() -> Contender:
+    """The lower triangle by panels of torch.mm, on features that were centred beforehand.
+
+    What a kernel made of torch's matrix product could reach at most: centring and mirroring,
+    which the operator does, are left out of its time.
+    """
+    return Contender(
+        "blocked_mm",
+        "torch.mm, lower panels",
+        baselines.lower_panels,
+        prepare=lambda xs: baselines.center(xs[0]),
+        finish=lambda lower: [lower.tril() + lower.tril(-1).T],
+        group=_EAGER,
+    )
+
+
+def _general(work: FeatureWork, xs: list[Tensor]) -> Tensor:
+    """Any kernel and any pairs, from one centred Gram matrix per layer."""
+    ys = None
+    if work.groups:
+        xs, ys = work.split(xs)
+    elif "matrix" not in work.operation:
+        xs, ys = xs[:1], xs[1:]
+    normalised = "cka" in work.operation
+    value = baselines.eager_pairs(xs, ys, work.kernel, normalised, in_place=not work.backward)
+    return value if "matrix" in work.operation else value.reshape(())
+
+
+def _matrix() -> dict[str, Function]:
     return {
         "eager": lambda xs: baselines.eager_cka_matrix(xs, centred=False),
         "eager_centred": lambda xs: baselines.eager_cka_matrix(xs, centred=True),
@@ -198,17 +265,19 @@ def _matrix(work: FeatureWork) -> dict[str, Function]:
 
 
 def _pair(work: FeatureWork) -> dict[str, Function]:
-    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "eager": baselines.eager_feature_space,
-        "pytorch_cka": peers.pytorch_cka_pair,
-        "torch_cka": peers.torch_cka_pair,
-        "ckatorch": peers.ckatorch_pair,
-    }
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
     if isinstance(work.kernel, RBF):
         fraction = work.kernel.fraction
         functions = {
             "eager": functools.partial(baselines.eager_rbf, fraction=fraction),
             "ckatorch": functools.partial(peers.ckatorch_rbf_pair, fraction=fraction),
+        }
+    elif isinstance(work.kernel, Linear):
+        functions = {
+            "eager": baselines.eager_feature_space,
+            "pytorch_cka": peers.pytorch_cka_pair,
+            "torch_cka": peers.torch_cka_pair,
+            "ckatorch": peers.ckatorch_pair,
         }
     return {name: _of_two(function) for name, function in functions.items()}
 
@@ -231,6 +300,12 @@ def _loss(work: FeatureWork) -> dict[str, Function]:
 
 def _of_groups(work: FeatureWork, function: Callable[[baselines.Groups], Tensor]) -> Function:
     return lambda xs: function(work.split(xs))
+
+
+@functools.cache
+def _upstream(shape: torch.Size) -> Tensor:
+    """A gradient to start from, the same for everyone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def symmetric_flops(n: int, d: int) -> int:

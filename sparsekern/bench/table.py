@@ -123,7 +123,8 @@ def heading(results: Results) -> str:
         f"back end, torch {machine['torch']}, Python {machine['python']}, "
         f"{machine['platform']}; {peers}. "
         f"{settings['dtype']} features, matmul precision {settings['matmul_precision']!r}. "
-        f"Measured rates: torch.mm {results.floor['flops'] / 1e9:.0f} GFLOP/s, "
+        f"Measured rates: {settings['dtype']} matrix products "
+        f"{results.floor['flops'] / 1e9:.0f} GFLOP/s, "
         f"copy {results.floor['bandwidth'] / 1e9:.1f} GB/s."
     )
 

@@ -49,10 +49,12 @@ def test_points_of_a_curve_have_one_predicted_order():
         assert len({point.x for point in points}) == len(points)
 
 
-def test_flops_of_a_matrix_are_the_lower_triangles():
-    assert FeatureWork("cka_matrix", 5, (7, 3)).cost.operations == sum(
-        _count_triangle(5, d) for d in (7, 3)
-    )
+def test_flops_of_a_matrix_are_the_lower_triangles_and_one_product_per_pair():
+    grams = sum(_count_triangle(5, d) for d in (7, 3))
+    pair = _count_triangle(5, 1)
+    assert FeatureWork("cka_matrix", 5, (7, 3)).cost.operations == grams + 3 * pair
+    two_lists = FeatureWork("cka_matrix", 5, (7, 3), groups=(1, 1))
+    assert two_lists.cost.operations == grams + pair
 
 
 def test_flops_of_a_loss_add_one_full_product_per_layer():

@@ -48,6 +48,25 @@ def test_report_fills_files_from_results(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
+def test_several_dtypes_are_several_runs(tmp_path, capsys):
+    words = ("--quick", "--case", "gram-64,R1", "--backend", "reference", "--threads", "1")
+    assert command.run(_parse(*words, "--dtype", "float64,bfloat16", "--out", str(tmp_path))) == 0
+    names = {path.name for path in tmp_path.glob("*.json")}
+    assert names == {
+        "cpu-1-threads-float64-reference-quick.json",
+        "cpu-1-threads-bfloat16-reference-quick.json",
+    }
+    printed = capsys.readouterr().out
+    assert "not in bfloat16: R1" in printed
+    assert "torch.mm, lower panels" in printed
+
+
+def test_listing_measures_nothing(capsys):
+    assert command.run(_parse("--list", "--case", "S2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["S2", "S2-imagenet"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -10,22 +10,37 @@ from sparsekern.bench.case import Contender
 from sparsekern.bench.cases import regularizers, similarity
 from sparsekern.bench.features import FeatureWork
 from sparsekern.bench.settings import Settings
-from sparsekern.ops.similarity import RBF
+from sparsekern.ops.similarity import RBF, Cosine, Polynomial
 
 _MATRIX = FeatureWork("cka_matrix", 12, (40, 30, 20))
 _LOSS = FeatureWork("cka_sum", 8, (60, 50, 40, 30), groups=(3, 1))
 _NARROW = FeatureWork("cka", 60, (8, 5))
 _RBF = FeatureWork("cka", 21, (8, 5), kernel=RBF(0.5))
 _RBF_EVEN = FeatureWork("cka", 20, (8, 5), kernel=RBF(0.5))
+_GENERAL = [
+    FeatureWork("gram", 21, (8,)),
+    FeatureWork("gram", 100, (8,), gradient=True),
+    FeatureWork("hsic", 9, (30, 20)),
+    FeatureWork("hsic_matrix", 9, (30, 20, 10)),
+    FeatureWork("cka_matrix", 9, (30, 20, 10), groups=(2, 1)),
+    FeatureWork("cka_matrix", 9, (30, 20, 10), gradient=True),
+    *(
+        FeatureWork("cka", n, (8, 5), kernel=kernel, gradient=gradient)
+        for n, kernel in ((21, RBF(0.5)), (20, RBF(0.5)), (9, Polynomial(2)), (9, Cosine()))
+        for gradient in (False, True)
+    ),
+]
 _BASELINES = {
+    **dict.fromkeys(_GENERAL, ("reference", "eager")),
     _MATRIX: similarity.MATRIX_BASELINES,
     _LOSS: regularizers.LOSS_BASELINES,
     _NARROW: similarity.PAIR_BASELINES,
     _RBF: similarity.RBF_BASELINES,
     _RBF_EVEN: similarity.RBF_BASELINES,
+    FeatureWork("gram", 200, (8,)): ("blocked_mm",),
 }
 _ALL = [
-    pytest.param(work, name, id=f"{work.operation}-{work.n}-{name}")
+    pytest.param(work, name, id=f"{work.operation}-{work.n}-{type(work.kernel).__name__}-{name}")
     for work, names in _BASELINES.items()
     for name in names
 ]
@@ -54,7 +69,7 @@ def test_every_contender_is_right(work, name):
     dtype = torch.float32 if name.startswith("torch_cka") else torch.float64
     features = work.inputs(dtype)
     bound = 1e-5 if dtype == torch.float32 else 1e-10
-    if work is _RBF_EVEN and name == "ckatorch":
+    if work == _RBF_EVEN and name == "ckatorch":
         bound = 1e-3  # its median is the lower of the two middle distances, not their mean
     assert _error(work, _outputs(work, name, features), work.oracle(features)) <= bound
 
