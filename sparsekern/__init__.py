@@ -4,6 +4,7 @@ from . import regularizers
 from ._version import __version__
 from .dispatch import backend
 from .info import info
+from .ops.selection import global_masks, magnitude_threshold
 from .ops.similarity import (
     RBF,
     Cosine,
@@ -27,9 +28,11 @@ __all__ = [
     "cka",
     "cka_matrix",
     "cka_sum",
+    "global_masks",
     "gram",
     "hsic",
     "hsic_matrix",
     "info",
+    "magnitude_threshold",
     "regularizers",
 ]

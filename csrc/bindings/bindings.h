@@ -5,8 +5,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
+
+#include "cpu/runs.h"
 
 namespace sparsekern {
 
@@ -21,6 +25,17 @@ std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
   return result;
 }
 
+using PieceList = std::vector<std::pair<uintptr_t, int64_t>>;  // address, elements
+
+inline Pieces make_pieces(const PieceList& list, int dtype, int threads) {
+  Pieces pieces;
+  for (const auto& [address, count] : list) pieces.list.push_back({at(address), count});
+  pieces.dtype = DType(dtype);
+  pieces.threads = pieces.total() < kThreadElements ? 1 : std::max(1, threads);
+  return pieces;
+}
+
 void bind_similarity(py::module_& module);
+void bind_selection(py::module_& module);
 
 }  // namespace sparsekern

@@ -44,4 +44,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("compiler", &compiler);
   module.def("parallel_threads", &parallel_threads, py::arg("requested"));
   bind_similarity(module);
+  bind_selection(module);
 }

@@ -10,10 +10,6 @@ namespace sparsekern {
 // Columns packed at a time: 32 KiB panels keep two of them near the first-level cache.
 constexpr int64_t kDepth = 256;
 
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 inline bool is_native(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
 
 // Rows of features as T: in place where stored so, else converted into a buffer.

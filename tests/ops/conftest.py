@@ -1,4 +1,4 @@
-"""Every test of this folder runs once per back end that works here, on poisoned memory."""
+"""Every test of an operator runs once per back end that works here, on poisoned memory."""
 
 from __future__ import annotations
 
