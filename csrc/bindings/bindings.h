@@ -35,6 +35,7 @@ inline Pieces make_pieces(const PieceList& list, int dtype, int threads) {
   return pieces;
 }
 
+void bind_masked(py::module_& module);
 void bind_similarity(py::module_& module);
 void bind_selection(py::module_& module);
 

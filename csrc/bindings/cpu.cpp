@@ -43,6 +43,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("set_isa", &select_isa, py::arg("name"));
   module.def("compiler", &compiler);
   module.def("parallel_threads", &parallel_threads, py::arg("requested"));
+  bind_masked(module);
   bind_similarity(module);
   bind_selection(module);
 }

@@ -1,0 +1,131 @@
+// Bindings of patterns and masked products.
+#include "cpu/masked.h"
+
+#include "bindings.h"
+
+namespace sparsekern {
+namespace {
+
+// Rows, columns, entries; the addresses of the row order's pointer and index, of the column
+// order's, and of the permutation.
+using PatternTuple =
+    std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+using MatrixTuple = std::tuple<uintptr_t, int, int64_t, bool>;  // address, dtype, ld, along
+
+template <class T>
+T* as(uintptr_t address) {
+  return static_cast<T*>(at(address));
+}
+
+Pattern make_pattern(const PatternTuple& tuple) {
+  const auto& [rows, columns, entries, row_pointer, row_index, column_pointer, column_index,
+               permutation] = tuple;
+  return {{rows, columns, as<int32_t>(row_pointer), as<int32_t>(row_index)},
+          {columns, rows, as<int32_t>(column_pointer), as<int32_t>(column_index)},
+          as<int32_t>(permutation),
+          entries};
+}
+
+Matrix make_matrix(const MatrixTuple& tuple) {
+  const auto& [address, dtype, ld, along] = tuple;
+  return {at(address), DType(dtype), ld, along};
+}
+
+int64_t count(uintptr_t mask, int64_t ld, int64_t rows, int64_t columns, uintptr_t row_pointer,
+              uintptr_t column_pointer, uintptr_t cursor, int threads) {
+  py::gil_scoped_release release;
+  return count_mask(as<const uint8_t>(mask), ld, rows, columns, as<int32_t>(row_pointer),
+                    as<int32_t>(column_pointer), as<int32_t>(cursor), threads);
+}
+
+void fill(uintptr_t mask, int64_t ld, const PatternTuple& pattern, uintptr_t cursor, int threads) {
+  py::gil_scoped_release release;
+  fill_pattern(as<const uint8_t>(mask), ld, make_pattern(pattern), as<int32_t>(cursor), threads);
+}
+
+void keep(uintptr_t from, int64_t from_ld, uintptr_t mask, int64_t mask_ld, int64_t rows,
+          int64_t columns, int element, uintptr_t to, int threads) {
+  py::gil_scoped_release release;
+  keep_masked(at(from), from_ld, as<const uint8_t>(mask), mask_ld, rows, columns, element, at(to),
+              threads);
+}
+
+template <class T>
+void gather_of(const Pattern& pattern, const Matrix& weight, T* values, int threads) {
+  Values<T> from;
+  from.weight = weight.data;
+  from.dtype = weight.dtype;
+  from.ld = weight.ld;
+  from.gathered = values;
+  gather_values<T>(pattern, from, threads);
+}
+
+void gather(const PatternTuple& pattern, bool is_double, const MatrixTuple& weight,
+            uintptr_t values, int threads) {
+  py::gil_scoped_release release;
+  if (is_double)
+    gather_of(make_pattern(pattern), make_matrix(weight), as<double>(values), threads);
+  else
+    gather_of(make_pattern(pattern), make_matrix(weight), as<float>(values), threads);
+}
+
+template <class T>
+void product_of(const PatternTuple& pattern, uintptr_t given, const MatrixTuple& weight,
+                uintptr_t gathered, int64_t lanes, const MatrixTuple& in, uintptr_t bias,
+                const MatrixTuple& out, int threads) {
+  Values<T> values;
+  const Matrix dense = make_matrix(weight);
+  values.given = as<const T>(given);
+  values.weight = dense.data;
+  values.dtype = dense.dtype;
+  values.ld = dense.ld;
+  values.gathered = as<T>(gathered);
+  masked_product<T>(make_pattern(pattern), values, lanes, make_matrix(in), as<const T>(bias),
+                    make_matrix(out), threads);
+}
+
+void product(const PatternTuple& pattern, bool is_double, uintptr_t given,
+             const MatrixTuple& weight, uintptr_t gathered, int64_t lanes, const MatrixTuple& in,
+             uintptr_t bias, const MatrixTuple& out, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? product_of<double> : product_of<float>)(pattern, given, weight, gathered, lanes, in,
+                                                       bias, out, threads);
+}
+
+template <class T>
+void gradients_of(const PatternTuple& pattern, uintptr_t values, int64_t lanes,
+                  const MatrixTuple& grad, const MatrixTuple& in, const MatrixTuple& in_grad,
+                  uintptr_t values_grad, uintptr_t weight_grad, int weight_dtype,
+                  uintptr_t bias_grad, int threads) {
+  Gradients<T> wanted;
+  wanted.in = make_matrix(in_grad);
+  wanted.values = as<T>(values_grad);
+  wanted.weight = at(weight_grad);
+  wanted.dtype = DType(weight_dtype);
+  wanted.bias = as<T>(bias_grad);
+  masked_gradients<T>(make_pattern(pattern), as<const T>(values), lanes, make_matrix(grad),
+                      make_matrix(in), wanted, threads);
+}
+
+void gradients(const PatternTuple& pattern, bool is_double, uintptr_t values, int64_t lanes,
+               const MatrixTuple& grad, const MatrixTuple& in, const MatrixTuple& in_grad,
+               uintptr_t values_grad, uintptr_t weight_grad, int weight_dtype, uintptr_t bias_grad,
+               int threads) {
+  py::gil_scoped_release release;
+  (is_double ? gradients_of<double> : gradients_of<float>)(pattern, values, lanes, grad, in,
+                                                           in_grad, values_grad, weight_grad,
+                                                           weight_dtype, bias_grad, threads);
+}
+
+}  // namespace
+
+void bind_masked(py::module_& module) {
+  module.def("count_mask", &count);
+  module.def("fill_pattern", &fill);
+  module.def("keep_masked", &keep);
+  module.def("gather_values", &gather);
+  module.def("masked_product", &product);
+  module.def("masked_gradients", &gradients);
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,101 @@
+// The micro-kernels of masked products that differ by instruction set. Drivers take a table, which
+// csrc/cpu/masked.cpp asks of dispatch.h.
+//
+// The batch lies along the vectors: operands are packed into panels [feature][lane] of up to
+// kPanelBytes a feature, so that one kept weight is one broadcast and a few multiply-adds on
+// adjacent memory, whatever the pattern.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../dtype.h"
+
+namespace sparsekern {
+
+// A feature's share of a panel: four cache lines, two or one. Wide enough to hide the index and the
+// broadcast behind the multiply-adds, narrow enough for hundreds of features in the first cache.
+constexpr int kPanelBytes = 256;
+constexpr int kLeastPanelBytes = 64;
+
+template <class T>
+constexpr int kPanel = kPanelBytes / int(sizeof(T));
+template <class T>
+constexpr int kLeastPanel = kLeastPanelBytes / int(sizeof(T));
+
+// The kept entries of consecutive rows: row r has [pointer[r], pointer[r + 1]) of `index` (the
+// entry's column) and of an array of values in the same order.
+struct RowEntries {
+  const int32_t* pointer;
+  int64_t rows;
+  const int32_t* index;
+};
+
+// x[lane][feature] at lane * ld + feature (across), or at feature * ld + lane (along).
+struct Matrix {
+  void* data;
+  DType dtype;
+  int64_t ld;
+  bool along;
+};
+
+template <class T>
+struct MaskedTable {
+  // out[r][0 .. width) = sum over row r of values[j] panel[index[j]][0 .. width).
+  void (*product)(const RowEntries& entries, const T* values, const T* panel, int width, T* out);
+
+  // values[j] = (accumulate: +=) the inner product of left[r] with panel[index[j]] over `width`.
+  void (*sampled)(const RowEntries& entries, const T* left, const T* panel, int width, T* values,
+                  bool accumulate);
+
+  // out[r] = sum over row r of values[j] x[index[j]].
+  void (*vector_product)(const RowEntries& entries, const T* values, const T* x, T* out);
+
+  // panel[feature][lane] = x[lane][feature] for `lanes` <= width lanes; the others are zero.
+  void (*pack)(const Matrix& x, int64_t lane, int lanes, int64_t feature, int64_t features,
+               int width, T* panel);
+
+  // x[lane][feature] = panel[feature][lane] + bias[feature] (bias may be null).
+  void (*unpack)(const T* panel, int width, const T* bias, const Matrix& x, int64_t lane, int lanes,
+                 int64_t feature, int64_t features);
+
+  // values[j] = weight[r][index[j]]; the dense matrix has `dtype` and leading dimension ld.
+  void (*gather)(const RowEntries& entries, const void* weight, DType dtype, int64_t ld, T* values);
+
+  // row[index[j]] = values[j] over one row's entries, stored as `dtype`.
+  void (*scatter)(const T* values, const int32_t* index, int64_t count, DType dtype, void* row);
+
+  // to[i] = T(from[i]) for elements stored as `dtype`, and the other way.
+  void (*widen)(const void* from, DType dtype, int64_t count, T* to);
+  void (*narrow)(const T* from, DType dtype, int64_t count, void* to);
+};
+
+// Independent of the element type.
+struct MaskTable {
+  // counts[c] += mask[r][c] over `rows` <= 255 rows of bytes 0 or 1; row_counts[r] = their sums.
+  void (*count)(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, int32_t* row_counts,
+                int32_t* counts);
+
+  // index = the columns of a row where mask is not 0, ascending.
+  void (*extract)(const uint8_t* mask, int64_t columns, int32_t* index);
+
+  // Copies past the caches, for outputs larger than they are. stream_end() once, at the end.
+  void (*stream)(const void* from, int64_t bytes, void* to);
+  void (*stream_end)();
+
+  // to[c] = from[c] where mask[c] is 1, else 0, for elements of `element` bytes: bits, not numbers,
+  // so that nothing under the mask, NaN included, comes through.
+  void (*keep)(const void* from, const uint8_t* mask, int64_t count, int element, void* to);
+};
+
+const MaskedTable<float>* masked_portable_f32();
+const MaskedTable<double>* masked_portable_f64();
+const MaskTable* mask_portable();
+const MaskedTable<float>* masked_avx2_f32();  // null where not compiled for this architecture
+const MaskedTable<double>* masked_avx2_f64();
+const MaskTable* mask_avx2();
+const MaskedTable<float>* masked_avx512_f32();
+const MaskedTable<double>* masked_avx512_f64();
+const MaskTable* mask_avx512();
+
+}  // namespace sparsekern

@@ -1,0 +1,115 @@
+"""Masked products on the compiled core: the entry points and their gradients.
+
+A gradient is an operator of its own, computed once: differentiating it again is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import needs_grad, only_needed, run, run_grad
+from . import choice, registration  # noqa: F401  registration: the operators must exist
+from .pattern import SparsityPattern
+
+_FAMILY = "masked"
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, pattern: SparsityPattern, bias: Tensor | None, weight_grad: str
+) -> Tensor:
+    """See :func:`sparsekern.masked_linear`; arguments are checked, x is (batch, columns)."""
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    if needs_grad(inputs):
+        return _Linear.apply(  # type: ignore[no-any-return]
+            x, weight, bias, weight_grad == "dense", pattern.nnz, *pattern.tensors
+        )
+    sparse = _is_sparse("forward", x, weight, pattern.nnz)
+    return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
+
+
+def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor) -> Tensor:
+    """See :func:`sparsekern.spmm`; arguments are checked, b is (columns, d)."""
+    if needs_grad([values, b]):
+        return _Spmm.apply(values, b, *pattern.tensors)  # type: ignore[no-any-return]
+    return run("masked_spmm", values, b, pattern.tensors)  # type: ignore[no-any-return]
+
+
+def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern) -> Tensor:
+    """See :func:`sparsekern.sddmm`; arguments are checked."""
+    if needs_grad([a, b]):
+        return _Sddmm.apply(a, b, *pattern.tensors)  # type: ignore[no-any-return]
+    return run("masked_sddmm", a, b, pattern.tensors)  # type: ignore[no-any-return]
+
+
+def _is_sparse(part: str, x: Tensor, weight: Tensor, nnz: int) -> bool:
+    rows = weight.shape[0]
+    return choice.here(part, x.shape[0], rows, x.shape[1], nnz, x.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        straight_through: bool,
+        nnz: int,
+        *pattern: Tensor,
+    ) -> Tensor:
+        sparse = _is_sparse("forward", x, weight, nnz)
+        keep = sparse and ctx.needs_input_grad[0]
+        out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
+        ctx.save_for_backward(x, weight, values, *pattern)
+        ctx.straight_through, ctx.nnz = straight_through, nnz
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, values, *pattern = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = run_grad(
+            _FAMILY,
+            "masked_linear_grad",
+            grads[0],
+            x,
+            weight,
+            values,
+            pattern,
+            needs,
+            ctx.straight_through,
+            _is_sparse("input", x, weight, ctx.nnz),
+            _is_sparse("weight", x, weight, ctx.nnz),
+        )
+        return (*only_needed(gradients, needs), None, None, *(None for _ in pattern))
+
+
+class _Spmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+        ctx.save_for_backward(values, b, *pattern)
+        return run("masked_spmm", values, b, list(pattern))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        values, b, *pattern = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:2])
+        gradients = run_grad(_FAMILY, "masked_spmm_grad", grads[0], values, b, pattern, needs)
+        return (*only_needed(gradients, needs), *(None for _ in pattern))
+
+
+class _Sddmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, *pattern)
+        return run("masked_sddmm", a, b, list(pattern))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, b, *pattern = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:2])
+        gradients = run_grad(_FAMILY, "masked_sddmm_grad", grads[0], a, b, pattern, needs)
+        return (*only_needed(gradients, needs), *(None for _ in pattern))

@@ -1,0 +1,387 @@
+"""Which weights of a matrix are kept: a mask, and the orders that compiled products read it in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ...dispatch import missing_reason
+from ..precision import accumulation_dtype
+from ..registry import DTYPE_CODES
+
+_INT32_MAX = 2**31 - 1
+
+
+class SparsityPattern:
+    """Which entries of a weight are kept, prepared once for products that skip the others.
+
+    On the CPU it holds the kept positions in row order and in column order (32-bit, 12 bytes per
+    kept entry together), built in two reading passes over the mask; elsewhere only the mask, for
+    which plain PyTorch needs no more. Pickling and deep copies carry the mask and rebuild the rest.
+
+    Args:
+        mask: bool, True where an entry is kept, of shape ``(rows, ...)``: all but the first
+            dimension are flattened to columns. It is copied: later changes of it go through
+            :meth:`update_`.
+
+    Raises:
+        TypeError: if mask is not a bool tensor.
+        ValueError: if it has no dimension, or 2^31 rows, columns or kept entries or more.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        _check_mask(mask)
+        self._adopt(mask.detach().clone(memory_format=torch.contiguous_format))
+
+    def _adopt(self, mask: Tensor) -> None:
+        self._mask = mask
+        self._buffers: list[Tensor] = []
+        self._tensors: list[Tensor] = []
+        self._nnz = 0
+        self._build()
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask itself, bool; not to be changed other than by :meth:`update_`."""
+        return self._mask
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the mask."""
+        return self._mask.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mask is."""
+        return self._mask.device
+
+    @property
+    def nnz(self) -> int:
+        """How many entries are kept."""
+        return self._nnz
+
+    @property
+    def sparsity(self) -> float:
+        """The share of entries that are not kept; 0 for a mask without entries."""
+        total = self._mask.numel()
+        return 1 - self._nnz / total if total else 0.0
+
+    @property
+    def rows(self) -> int:
+        """The first dimension of the mask."""
+        return self._mask.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """All other dimensions of the mask, flattened."""
+        return self._mask.shape[1:].numel()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether compiled products can run on it: on the CPU, where the core is there."""
+        return len(self._tensors) > 1
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What operators are given of it: the mask; then, if prepared, the two orders.
+
+        ``[mask, row pointer, row order's columns, column pointer, column order's rows, the row
+        order's position of each entry of the column order]``.
+        """
+        return self._tensors
+
+    def update_(self, mask: Tensor) -> SparsityPattern:
+        """Takes another mask of the same shape and device, in the memory of the one before.
+
+        Raises:
+            TypeError: if mask is not a bool tensor.
+            ValueError: if its shape or device differs.
+        """
+        _check_mask(mask)
+        if mask.shape != self._mask.shape:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)} and the pattern {tuple(self._mask.shape)}: "
+                "expected the same"
+            )
+        if mask.device != self._mask.device:
+            raise ValueError(
+                f"mask is on {mask.device} and the pattern on {self._mask.device}: "
+                "expected the same device"
+            )
+        self._mask.copy_(mask.detach())
+        self._build()
+        return self
+
+    def to(self, device: torch.device | str | int) -> SparsityPattern:
+        """The same pattern on a device: itself if it is there already."""
+        moved = self._mask.to(device)
+        return self if moved is self._mask else SparsityPattern(moved)
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """The kept entries of a dense weight of the mask's shape, in row order: ``(nnz,)``.
+
+        Differentiable. The dtype is the weight's.
+        """
+        if weight.shape != self._mask.shape:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)} and the pattern "
+                f"{tuple(self._mask.shape)}: expected the same"
+            )
+        return weight.masked_select(self._mask)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The dense weight with these kept entries, in row order, and zeros elsewhere.
+
+        Differentiable; ``values`` has shape ``(nnz,)``.
+        """
+        self._check_values(values)
+        return values.new_zeros(self._mask.shape).masked_scatter(self._mask, values)
+
+    def to_csr(self) -> tuple[Tensor, Tensor]:
+        """Row pointer ``(rows + 1,)`` and column index ``(nnz,)``, int32, columns ascending."""
+        if self.is_prepared:
+            return self._tensors[1].clone(), self._tensors[2].clone()
+        flat = self._mask.flatten(1)
+        pointer = torch.zeros(self.rows + 1, dtype=torch.int32, device=self.device)
+        pointer[1:] = flat.sum(dim=1).cumsum(dim=0)
+        return pointer, flat.nonzero()[:, 1].to(torch.int32)
+
+    @classmethod
+    def from_csr(
+        cls, pointer: Tensor, index: Tensor, shape: tuple[int, ...] | torch.Size
+    ) -> SparsityPattern:
+        """The pattern of a row pointer and a column index, in any order within a row.
+
+        Args:
+            pointer: ``(rows + 1,)`` integers.
+            index: ``(nnz,)`` integers, each at least 0 and less than the number of columns.
+            shape: of the mask; all but its first dimension are the columns.
+
+        Raises:
+            ValueError: if they do not fit together.
+        """
+        rows, columns = int(shape[0]), torch.Size(shape[1:]).numel()
+        lengths = pointer.diff() if pointer.dim() == 1 else pointer
+        if pointer.shape != (rows + 1,) or pointer[0] != 0 or (lengths < 0).any():
+            raise ValueError(
+                f"pointer must hold {rows + 1} ascending positions from 0, got shape "
+                f"{tuple(pointer.shape)}"
+            )
+        if index.shape != (int(pointer[-1]),):
+            raise ValueError(
+                f"index must have shape ({int(pointer[-1])},), the pointer's last entry, got "
+                f"{tuple(index.shape)}"
+            )
+        if index.numel() and (index.min() < 0 or index.max() >= columns):
+            raise ValueError(f"index must be in [0, {columns}), got {index.min()} to {index.max()}")
+        mask = torch.zeros(rows, columns, dtype=torch.bool, device=index.device)
+        row = torch.repeat_interleave(torch.arange(rows, device=index.device), lengths)
+        mask[row, index.long()] = True
+        return cls(mask.view(torch.Size(shape)))
+
+    @classmethod
+    def from_sparse(cls, matrix: Tensor) -> SparsityPattern:
+        """The pattern of the entries that a torch sparse matrix stores, in any layout.
+
+        Stored zeros count as kept; a block layout (BSR, BSC) keeps its blocks whole.
+        """
+        if matrix.layout is torch.strided:
+            raise TypeError(
+                "matrix must have a sparse layout, got a dense tensor: use its mask, as in "
+                "SparsityPattern(matrix != 0)"
+            )
+        if matrix.layout is torch.sparse_coo:
+            matrix = matrix.coalesce()
+            indices = matrix.indices()
+            ones = torch.ones(indices.shape[1], dtype=torch.bool, device=matrix.device)
+            stored = torch.sparse_coo_tensor(indices, ones, matrix.shape)
+            return cls(stored.to_dense())
+        values = torch.ones_like(matrix.values())
+        by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+        pointer = matrix.crow_indices() if by_row else matrix.ccol_indices()
+        index = matrix.col_indices() if by_row else matrix.row_indices()
+        stored = torch.sparse_compressed_tensor(
+            pointer, index, values, matrix.shape, layout=matrix.layout
+        )
+        return cls(stored.to_dense() != 0)
+
+    def to_sparse(
+        self,
+        values: Tensor,
+        layout: torch.layout = torch.sparse_csr,
+        *,
+        blocksize: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """A torch sparse matrix of this pattern.
+
+        Args:
+            values: ``(nnz,)`` in row order, as from :meth:`gather`.
+            layout: ``torch.sparse_csr`` (with int32 indices), ``torch.sparse_coo`` or
+                ``torch.sparse_bsr`` (blocks that hold any kept entry, zeros in the rest of them).
+            blocksize: of BSR.
+
+        Returns:
+            ``(rows, columns)``.
+        """
+        self._check_values(values)
+        pointer, index = self.to_csr()
+        shape = (self.rows, self.columns)
+        if layout is torch.sparse_csr:
+            return torch.sparse_csr_tensor(pointer, index, values, shape)
+        if layout is torch.sparse_coo:
+            rows = torch.arange(self.rows, device=self.device)
+            row = torch.repeat_interleave(rows, pointer.diff())
+            return torch.sparse_coo_tensor(
+                torch.stack([row, index.long()]), values, shape, is_coalesced=True
+            )
+        if layout is torch.sparse_bsr:
+            if blocksize is None:
+                raise ValueError("blocksize is needed for layout torch.sparse_bsr, got None")
+            return self.scatter(values).view(shape).to_sparse_bsr(blocksize)
+        raise ValueError(f"layout must be sparse_csr, sparse_coo or sparse_bsr, got {layout}")
+
+    @classmethod
+    def from_pruned(cls, module: torch.nn.Module, name: str = "weight") -> SparsityPattern:
+        """The mask that ``torch.nn.utils.prune`` has put on a parameter of a module.
+
+        Raises:
+            ValueError: if it has put none there.
+        """
+        mask = getattr(module, f"{name}_mask", None)
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"{type(module).__name__} has no {name}_mask: torch.nn.utils.prune has not "
+                f"pruned its {name}"
+            )
+        return cls(mask != 0)
+
+    def prune(self, module: torch.nn.Module, name: str = "weight") -> torch.nn.Module:
+        """Puts the mask on a parameter of a module, in the manner of ``torch.nn.utils.prune``."""
+        from torch.nn.utils import prune
+
+        parameter = getattr(module, name)
+        prune.custom_from_mask(module, name, self._mask.to(parameter.dtype))
+        return module
+
+    def same(self, other: SparsityPattern) -> bool:
+        """Whether the other pattern keeps the same entries."""
+        return self.shape == other.shape and torch.equal(self._mask, other._mask)
+
+    def __repr__(self) -> str:
+        return (
+            f"SparsityPattern(shape={tuple(self.shape)}, nnz={self.nnz}, "
+            f"sparsity={self.sparsity:.4f}, device='{self.device}')"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"mask": self._mask}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._adopt(state["mask"])
+
+    def __copy__(self) -> SparsityPattern:
+        return SparsityPattern(self._mask)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparsityPattern:
+        # By way of memo: a module's mask buffer and its pattern's mask stay one tensor.
+        result = SparsityPattern.__new__(SparsityPattern)
+        memo[id(self)] = result
+        result._adopt(copy.deepcopy(self._mask, memo))
+        return result
+
+    def _check_values(self, values: Tensor) -> None:
+        if values.shape != (self._nnz,):
+            raise ValueError(
+                f"values must have shape ({self._nnz},), one per kept entry, got "
+                f"{tuple(values.shape)}"
+            )
+
+    def _build(self) -> None:
+        rows, columns = self.rows, self.columns
+        if self._mask.device.type != "cpu" or missing_reason("cpu"):
+            self._nnz = int(self._mask.sum())
+            self._tensors = [self._mask]
+            return
+        if max(rows, columns) > _INT32_MAX:
+            raise ValueError(f"mask of shape {tuple(self.shape)} has 2^31 rows or columns or more")
+        core = native.cpu()
+        threads = _threads(rows, columns)
+        row_pointer, column_pointer = self._buffer(1, rows + 1), self._buffer(3, columns + 1)
+        cursor = self._buffer(0, threads * columns)
+        self._nnz = core.count_mask(
+            self._mask.data_ptr(),
+            columns,
+            rows,
+            columns,
+            row_pointer.data_ptr(),
+            column_pointer.data_ptr(),
+            cursor.data_ptr(),
+            threads,
+        )
+        if self._nnz < 0:
+            raise ValueError(f"mask of shape {tuple(self.shape)} keeps 2^31 entries or more")
+        nnz = self._nnz
+        self._tensors = [
+            self._mask,
+            row_pointer,
+            self._buffer(2, nnz),
+            column_pointer,
+            self._buffer(4, nnz),
+            self._buffer(5, nnz),
+        ]
+        core.fill_pattern(
+            self._mask.data_ptr(), columns, core_pattern(self._tensors), cursor.data_ptr(), threads
+        )
+
+    def _buffer(self, slot: int, size: int) -> Tensor:
+        """Memory that is kept from one build to the next, as long as it is large enough."""
+        while len(self._buffers) <= slot:
+            self._buffers.append(torch.empty(0, dtype=torch.int32, device="cpu"))
+        if self._buffers[slot].numel() < size:
+            self._buffers[slot] = torch.empty(size, dtype=torch.int32, device="cpu")
+        return self._buffers[slot][:size]
+
+
+def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, int, int, int, int, int, int, int]:
+    """What the compiled core is told of a pattern: sizes and addresses."""
+    return (
+        tensors[1].shape[0] - 1,
+        tensors[3].shape[0] - 1,
+        tensors[2].shape[0],
+        *(tensor.data_ptr() for tensor in tensors[1:]),
+    )  # type: ignore[return-value]
+
+
+def gather_values(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The kept entries of a dense weight, in row order and the accumulation dtype."""
+    dtype = accumulation_dtype(weight.dtype)
+    values = torch.empty(tensors[2].shape[0], dtype=dtype, device="cpu")
+    native.cpu().gather_values(
+        core_pattern(tensors),
+        dtype == torch.float64,
+        (weight.data_ptr(), DTYPE_CODES[weight.dtype], weight.stride(0), False),
+        values.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return values
+
+
+def _threads(rows: int, columns: int) -> int:
+    # A second thread for a mask of less than a quarter megabyte costs more than it saves.
+    return 1 if rows * columns < 1 << 18 else max(1, min(torch.get_num_threads(), rows))
+
+
+def _check_mask(mask: object) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a bool tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {mask.dtype}: mask != 0 makes one")
+    if mask.layout is not torch.strided:
+        raise TypeError(f"mask must be a dense (strided) tensor, got layout {mask.layout}")
+    if mask.dim() == 0:
+        raise ValueError("mask must have shape (rows, ...), got a scalar")

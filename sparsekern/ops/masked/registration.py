@@ -1,0 +1,109 @@
+"""The compiled masked operators as torch.library sees them: schemas and fake kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..precision import accumulation_dtype
+from ..registry import register
+from . import calls
+
+
+def _linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    sparse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    if not (sparse and keep):
+        return out, x.new_empty(0)
+    return out, x.new_empty(pattern[2].shape[0], dtype=accumulation_dtype(x.dtype))
+
+
+def _linear_grad_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    pattern: Sequence[Tensor],
+    needs: Sequence[bool],
+    *_: Any,
+) -> list[Tensor]:
+    return [
+        x.new_empty(x.shape if needs[0] else (0,)),
+        torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        if needs[1]
+        else grad.new_empty(0),
+        grad.new_empty(grad.shape[1] if needs[2] else 0),
+    ]
+
+
+def _spmm_fake(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
+    return b.new_empty(pattern[1].shape[0] - 1, b.shape[1])
+
+
+def _spmm_grad_fake(
+    grad: Tensor, values: Tensor, b: Tensor, pattern: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    return [
+        values.new_empty(values.shape[0] if needs[0] else 0),
+        b.new_empty(b.shape if needs[1] else (0,)),
+    ]
+
+
+def _sddmm_fake(a: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
+    return a.new_empty(pattern[2].shape[0])
+
+
+def _sddmm_grad_fake(
+    grad: Tensor, a: Tensor, b: Tensor, pattern: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    b_grad = b.new_empty(b.shape[1], b.shape[0]).t() if needs[1] else b.new_empty(0)
+    return [a.new_empty(a.shape if needs[0] else (0,)), b_grad]
+
+
+register(
+    "masked_linear",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor[] pattern, bool sparse, bool keep)"
+    " -> (Tensor, Tensor)",
+    calls.masked_linear,
+    _linear_fake,
+)
+register(
+    "masked_linear_grad",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor values, Tensor[] pattern, bool[] needs,"
+    " bool straight_through, bool sparse_input, bool sparse_weight) -> Tensor[]",
+    calls.masked_linear_grad,
+    _linear_grad_fake,
+)
+register(
+    "masked_spmm",
+    "(Tensor values, Tensor b, Tensor[] pattern) -> Tensor",
+    calls.masked_spmm,
+    _spmm_fake,
+)
+register(
+    "masked_spmm_grad",
+    "(Tensor grad, Tensor values, Tensor b, Tensor[] pattern, bool[] needs) -> Tensor[]",
+    calls.masked_spmm_grad,
+    _spmm_grad_fake,
+)
+register(
+    "masked_sddmm",
+    "(Tensor a, Tensor b, Tensor[] pattern) -> Tensor",
+    calls.masked_sddmm,
+    _sddmm_fake,
+)
+register(
+    "masked_sddmm_grad",
+    "(Tensor grad, Tensor a, Tensor b, Tensor[] pattern, bool[] needs) -> Tensor[]",
+    calls.masked_sddmm_grad,
+    _sddmm_grad_fake,
+)
