@@ -1,9 +1,10 @@
 """Similarity and sparsity for PyTorch: fused kernels, and the regularisers built on them."""
 
-from . import regularizers
+from . import nn, regularizers
 from ._version import __version__
 from .dispatch import backend
 from .info import info
+from .ops.masked import SparsityPattern, masked_conv2d, masked_linear, sddmm, spmm
 from .ops.selection import global_masks, magnitude_threshold
 from .ops.similarity import (
     RBF,
@@ -23,6 +24,7 @@ __all__ = [
     "Cosine",
     "Linear",
     "Polynomial",
+    "SparsityPattern",
     "__version__",
     "backend",
     "cka",
@@ -34,5 +36,10 @@ __all__ = [
     "hsic_matrix",
     "info",
     "magnitude_threshold",
+    "masked_conv2d",
+    "masked_linear",
+    "nn",
     "regularizers",
+    "sddmm",
+    "spmm",
 ]

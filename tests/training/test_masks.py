@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from sparsekern.training.masks import StaticMasks, erk_counts, kept_in_all, random_masks
+from sparsekern.nn.densities import erk_counts, kept_in_all
+from sparsekern.training.masks import StaticMasks, random_masks
 from sparsekern.training.models import build_model
 
 RESNET8 = build_model("resnet8", width=16, channels=1, classes=10, seed=0)

@@ -1,0 +1,237 @@
+"""Whole models: their linear and convolutional layers masked, and made dense again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ..ops.masked import SparsityPattern
+from .densities import erk_counts, kept_in_all
+from .layers import MaskedConv2d, MaskedLinear
+
+_Model = TypeVar("_Model", bound=nn.Module)
+_SCHEMES = ("erk", "uniform", "global")
+_CRITERIA = ("magnitude", "random")
+
+
+def sparsify(
+    model: _Model,
+    sparsity: float,
+    scheme: str = "erk",
+    exclude: Iterable[str | nn.Module] = (),
+    *,
+    criterion: str = "magnitude",
+    weight_grad: str = "masked",
+    generator: torch.Generator | None = None,
+) -> _Model:
+    """Replaces linear and convolutional layers by masked ones, in place.
+
+    Parameters stay the tensors they are: an optimizer made before goes on working. Layers that are
+    masked already get new masks. Subclasses of ``nn.Linear`` and ``nn.Conv2d`` are left alone, and
+    so are layers whose parameters are pruned, parametrised or hooked (:func:`from_pruned` takes
+    those of ``torch.nn.utils.prune``).
+
+    Args:
+        model: changed in place; a single layer is replaced in the result only.
+        sparsity: the share of weights to remove, over all layers that are masked, in ``[0, 1)``.
+        scheme: how it is shared. ``"erk"``: a layer keeps weights in proportion to the sum of its
+            dimensions (Erdős–Rényi kernel; Mocanu et al. 2018, Evci et al. 2020); ``"uniform"``:
+            each the same share; ``"global"``: the largest weights over all layers.
+        exclude: names or modules to leave dense, with everything inside them.
+        criterion: which weights of a layer stay: ``"magnitude"``: the largest, ties by position;
+            ``"random"``: any (not with ``"global"``).
+        weight_grad: of the masked layers.
+        generator: of the random criterion; None: torch's global one.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for other values than these, an excluded name that no module has, or a model
+            without a layer to mask.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    if scheme not in _SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
+    if criterion not in _CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(_CRITERIA)}, got {criterion!r}")
+    if scheme == "global" and criterion == "random":
+        raise ValueError('criterion must be "magnitude" for scheme "global", got "random"')
+    excluded = _excluded(model, exclude)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if module not in excluded and _is_plain_layer(module)
+    }
+    if not layers:
+        raise ValueError("model has no linear or convolutional layer to mask")
+    weights = [layer.weight.detach() for layer in layers.values()]
+    scores = [w.abs() if criterion == "magnitude" else _random(w, generator) for w in weights]
+    masks = _masks(scores, sparsity, scheme)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for layer, mask in zip(layers.values(), masks, strict=True):
+        if isinstance(layer, MaskedLinear | MaskedConv2d):
+            layer.set_mask(mask)
+            layer.weight_grad = weight_grad
+        elif isinstance(layer, nn.Linear):
+            replacements[layer] = MaskedLinear.from_linear(layer, mask, weight_grad=weight_grad)
+        else:
+            replacements[layer] = MaskedConv2d.from_conv2d(layer, mask, weight_grad=weight_grad)
+    return _replace(model, lambda module: replacements.get(module))
+
+
+def from_pruned(model: _Model, *, weight_grad: str = "masked") -> _Model:
+    """Takes over what ``torch.nn.utils.prune`` has pruned, in place.
+
+    Every linear or convolutional layer whose weight is pruned becomes a masked layer with that
+    mask; prune's hooks and buffers are removed. Its trained tensor, ``weight_orig``, becomes the
+    parameter ``weight``, so that optimizers made before go on working. Pruning of biases and of
+    other layers is made permanent as ``prune.remove`` makes it.
+
+    Args:
+        model: changed in place; a single layer is replaced in the result only.
+        weight_grad: of the masked layers.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if nothing of it is pruned.
+    """
+    if not prune.is_pruned(model):
+        raise ValueError("model has no module that torch.nn.utils.prune has pruned")
+    patterns: dict[nn.Module, SparsityPattern] = {}
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if not isinstance(hook, prune.BasePruningMethod):
+                continue
+            name = hook._tensor_name
+            takes_mask = type(module) in (nn.Linear, nn.Conv2d) and name == "weight"
+            if takes_mask:
+                patterns[module] = SparsityPattern.from_pruned(module, name)
+                original = module.get_parameter("weight_orig").detach().clone()
+            prune.remove(module, name)
+            if takes_mask:  # prune.remove has zeroed what lies under the mask
+                with torch.no_grad():
+                    module.get_parameter("weight").copy_(original)
+
+    def masked(module: nn.Module) -> nn.Module | None:
+        pattern = patterns.get(module)
+        if pattern is None:
+            return None
+        if isinstance(module, nn.Linear):
+            return MaskedLinear.from_linear(module, pattern, weight_grad=weight_grad)
+        assert isinstance(module, nn.Conv2d)
+        return MaskedConv2d.from_conv2d(module, pattern, weight_grad=weight_grad)
+
+    return _replace(model, masked)
+
+
+def to_dense(model: _Model) -> _Model:
+    """Makes every masked layer an ``nn.Linear`` or ``nn.Conv2d`` again, in place.
+
+    Weights under the mask become 0. Parameters stay the tensors they are.
+
+    Returns:
+        The model; a single layer is replaced in the result only.
+    """
+    return _replace(model, _dense)
+
+
+def _dense(module: nn.Module) -> nn.Module | None:
+    if not isinstance(module, MaskedLinear | MaskedConv2d):
+        return None
+    dense: nn.Linear | nn.Conv2d
+    if isinstance(module, MaskedLinear):
+        dense = nn.Linear(
+            module.in_features, module.out_features, module.bias is not None, device="meta"
+        )
+    else:
+        dense = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device="meta",
+        )
+    with torch.no_grad():
+        module.weight.masked_fill_(~module.mask, 0)
+    dense.weight, dense.bias = module.weight, module.bias
+    return dense.train(module.training)
+
+
+def _replace(model: _Model, replacement: Callable[[nn.Module], nn.Module | None]) -> _Model:
+    own = replacement(model)
+    if own is not None:
+        return own  # type: ignore[return-value]
+    seen: dict[nn.Module, nn.Module | None] = {}  # a layer used in two places stays one layer
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            if child not in seen:
+                seen[child] = replacement(child)
+            new = seen[child]
+            if new is not None:
+                parent._modules[name] = new
+    return model
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    if type(module) in (MaskedLinear, MaskedConv2d):
+        return True
+    return (
+        type(module) in (nn.Linear, nn.Conv2d)
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+    )
+
+
+def _excluded(model: nn.Module, exclude: Iterable[str | nn.Module]) -> set[nn.Module]:
+    if isinstance(exclude, str | nn.Module):
+        exclude = [exclude]
+    modules = dict(model.named_modules())
+    found: set[nn.Module] = set()
+    for item in exclude:
+        if isinstance(item, str) and item not in modules:
+            raise ValueError(f"exclude names {item!r}, and the model has no module of that name")
+        found |= set((modules[item] if isinstance(item, str) else item).modules())
+    return found
+
+
+def _random(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def _masks(scores: Sequence[Tensor], sparsity: float, scheme: str) -> list[Tensor]:
+    sizes = [score.numel() for score in scores]
+    if scheme == "global":
+        flat = torch.cat([score.flatten().float() for score in scores])
+        kept = _largest(flat, kept_in_all(sum(sizes), sparsity)).split(sizes)
+        return [mask.view(score.shape) for mask, score in zip(kept, scores, strict=True)]
+    if scheme == "erk":
+        counts = erk_counts([score.shape for score in scores], sparsity)
+    else:
+        counts = [kept_in_all(size, sparsity) for size in sizes]
+    return [
+        _largest(score.flatten(), count).view(score.shape)
+        for score, count in zip(scores, counts, strict=True)
+    ]
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    order = torch.sort(scores, descending=True, stable=True).indices
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    mask[order[:count]] = True
+    return mask

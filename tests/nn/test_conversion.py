@@ -1,0 +1,165 @@
+"""sparsify, from_pruned, to_dense: which layers, which masks, and what stays what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import sparsekern as sk
+from sparsekern.nn.densities import erk_counts
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(16 * 64, 10),
+    )
+
+
+def masked_layers(model: nn.Module) -> list[sk.nn.MaskedLinear | sk.nn.MaskedConv2d]:
+    kinds = (sk.nn.MaskedLinear, sk.nn.MaskedConv2d)
+    return [m for m in model.modules() if isinstance(m, kinds)]
+
+
+X = torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("scheme", ["erk", "uniform", "global"])
+def test_schemes(scheme: str) -> None:
+    model = network()
+    parameters = list(model.parameters())
+    assert sk.nn.sparsify(model, 0.9, scheme) is model
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    layers = masked_layers(model)
+    assert len(layers) == 3
+    sizes = [layer.weight.numel() for layer in layers]
+    kept = [int(layer.mask.sum()) for layer in layers]
+    if scheme == "erk":
+        assert kept == erk_counts([layer.weight.shape for layer in layers], 0.9)
+    elif scheme == "uniform":
+        assert kept == [size - int(0.9 * size) for size in sizes]
+    else:
+        assert sum(kept) == sum(sizes) - int(0.9 * sum(sizes))
+        removed = [layer.weight[~layer.mask].abs().max().item() for layer in layers]
+        stayed = [layer.weight[layer.mask].abs().min().item() for layer in layers]
+        assert max(removed) <= min(stayed)
+    for layer in layers:
+        largest = layer.weight.abs()[~layer.mask]
+        assert not largest.numel() or largest.max() <= layer.weight.abs()[layer.mask].min()
+    assert model(X).shape == (2, 10)
+
+
+def test_again_with_another_sparsity() -> None:
+    model = sk.nn.sparsify(network(), 0.5)
+    layers = masked_layers(model)
+    sk.nn.sparsify(model, 0.95, weight_grad="dense")
+    assert masked_layers(model) == layers
+    assert all(layer.weight_grad == "dense" for layer in layers)
+    total = sum(layer.weight.numel() for layer in layers)
+    assert sum(int(layer.mask.sum()) for layer in layers) == total - int(0.95 * total)
+
+
+def test_random_masks_come_from_the_generator() -> None:
+    masks = []
+    for seed in (0, 0, 1):
+        model = sk.nn.sparsify(
+            network(), 0.9, criterion="random", generator=torch.Generator().manual_seed(seed)
+        )
+        masks.append([layer.mask for layer in masked_layers(model)])
+    assert all(torch.equal(a, b) for a, b in zip(masks[0], masks[1], strict=True))
+    assert not torch.equal(masks[0][0], masks[2][0])
+
+
+def test_excluded_layers_stay_dense() -> None:
+    model = network()
+    sk.nn.sparsify(model, 0.9, exclude=["3", model[5]])
+    assert [type(m) for m in (model[0], model[3][0], model[5])] == [
+        sk.nn.MaskedConv2d,
+        nn.Conv2d,
+        nn.Linear,
+    ]
+    with pytest.raises(ValueError, match="exclude names 'head'"):
+        sk.nn.sparsify(model, 0.9, exclude="head")
+
+
+def test_a_single_layer() -> None:
+    plain = nn.Linear(20, 10)
+    layer = sk.nn.sparsify(plain, 0.5)
+    assert isinstance(layer, sk.nn.MaskedLinear)
+    assert layer.weight is plain.weight
+    assert type(sk.nn.to_dense(layer)) is nn.Linear
+
+
+def test_a_layer_used_twice_stays_one() -> None:
+    shared = nn.Linear(20, 20)
+    model = sk.nn.sparsify(nn.ModuleList([shared, shared, nn.Linear(20, 20)]), 0.5)
+    assert model[0] is model[1]
+    assert model[0] is not model[2]
+
+
+def test_subclasses_and_hooked_layers_are_left_alone() -> None:
+    attention = nn.MultiheadAttention(16, 2)  # its projection is a subclass of Linear
+    hooked = nn.Linear(16, 16)
+    hooked.register_forward_hook(lambda *_: None)
+    model = sk.nn.sparsify(nn.ModuleList([attention, hooked, nn.Linear(16, 16)]), 0.5)
+    assert [type(m) for m in masked_layers(model)] == [sk.nn.MaskedLinear]
+    with pytest.raises(ValueError, match="no linear or convolutional layer"):
+        sk.nn.sparsify(nn.ModuleList([attention]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\), got 1.0"),
+        ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\), got -0.1"),
+        ({"scheme": "best"}, "scheme must be one of erk, uniform, global, got 'best'"),
+        ({"criterion": "snip"}, "criterion must be one of magnitude, random, got 'snip'"),
+        ({"scheme": "global", "criterion": "random"}, 'criterion must be "magnitude"'),
+    ],
+)
+def test_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sk.nn.sparsify(network(), **{"sparsity": 0.5, **options})  # type: ignore[arg-type]
+
+
+def test_to_dense_and_back() -> None:
+    model = sk.nn.sparsify(network(), 0.9).eval()
+    masks = [layer.mask for layer in masked_layers(model)]
+    expected = model(X)
+    parameters = [id(p) for p in model.parameters()]
+    dense = sk.nn.to_dense(model)
+    assert dense is model
+    assert not masked_layers(model)
+    assert not model[0].training
+    assert [id(p) for p in model.parameters()] == parameters
+    assert sorted(model.state_dict()) == sorted(network().state_dict())
+    torch.testing.assert_close(model(X), expected)
+    assert torch.equal(model[0].weight != 0, masks[0])
+
+
+def test_from_pruned() -> None:
+    model = network()
+    prune.l1_unstructured(model[0], "weight", 0.8)
+    prune.random_unstructured(model[0], "weight", 0.5)  # on top: prune keeps one combined mask
+    prune.l1_unstructured(model[5], "weight", 0.9)
+    prune.l1_unstructured(model[5], "bias", 0.5)
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    expected = model.eval()(X)
+    mask, original = model[0].weight_mask.bool(), model[0].weight_orig
+    values = original.detach().clone()
+    assert sk.nn.from_pruned(model) is model
+    assert [type(m) for m in masked_layers(model)] == [sk.nn.MaskedConv2d, sk.nn.MaskedLinear]
+    assert torch.equal(model[0].mask, mask)
+    assert model[0].weight is original
+    assert torch.equal(model[0].weight, values)
+    assert not prune.is_pruned(model)
+    assert not any("orig" in name for name in model.state_dict())
+    torch.testing.assert_close(model(X), expected)
+    with pytest.raises(ValueError, match="has pruned"):
+        sk.nn.from_pruned(network())
