@@ -1,6 +1,7 @@
 // The masked micro-kernels, written once over compiler vectors; see masked_table.h and the rules in
 // vectors.h.
 #include "masked_table.h"
+#include "transpose.h"
 #include "vectors.h"
 
 namespace sparsekern {
@@ -167,69 +168,16 @@ void narrow(const T* from, DType dtype, int64_t count, void* to) {
   }
 }
 
-// A square of kLanes rows and columns, transposed; every cache line is loaded once.
+// A square of kLanes rows and columns, transposed.
 template <class T>
 inline void transpose(const T* x, int64_t ld, T* out, int64_t out_ld) {
   for (int r = 0; r < kLanes<T>; ++r)
     for (int c = 0; c < kLanes<T>; ++c) out[c * out_ld + r] = x[r * ld + c];
 }
-#if defined(__AVX512F__)
 template <>
 inline void transpose<float>(const float* x, int64_t ld, float* out, int64_t out_ld) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(x + r * ld);
-#pragma GCC unroll 8
-  for (int r = 0; r < 16; r += 2) {
-    b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
-    b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
-  }
-  // a[4 q + c] holds, in 128-bit lane l, rows 4 q .. 4 q + 3 of column 4 l + c.
-#pragma GCC unroll 4
-  for (int q = 0; q < 16; q += 4) {
-    a[q] = _mm512_shuffle_ps(b[q], b[q + 2], 0x44);
-    a[q + 1] = _mm512_shuffle_ps(b[q], b[q + 2], 0xEE);
-    a[q + 2] = _mm512_shuffle_ps(b[q + 1], b[q + 3], 0x44);
-    a[q + 3] = _mm512_shuffle_ps(b[q + 1], b[q + 3], 0xEE);
-  }
-  // Then a 4 x 4 transpose of 128-bit lanes for every c.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512 low0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88);
-    const __m512 high0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xDD);
-    const __m512 low1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
-    const __m512 high1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xDD);
-    _mm512_storeu_ps(out + c * out_ld, _mm512_shuffle_f32x4(low0, low1, 0x88));
-    _mm512_storeu_ps(out + (4 + c) * out_ld, _mm512_shuffle_f32x4(high0, high1, 0x88));
-    _mm512_storeu_ps(out + (8 + c) * out_ld, _mm512_shuffle_f32x4(low0, low1, 0xDD));
-    _mm512_storeu_ps(out + (12 + c) * out_ld, _mm512_shuffle_f32x4(high0, high1, 0xDD));
-  }
+  transpose_square(x, ld, out, out_ld);
 }
-#elif defined(__AVX2__)
-template <>
-inline void transpose<float>(const float* x, int64_t ld, float* out, int64_t out_ld) {
-  __m256 a[8], b[8];
-#pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) a[r] = _mm256_loadu_ps(x + r * ld);
-#pragma GCC unroll 4
-  for (int r = 0; r < 8; r += 2) {
-    b[r] = _mm256_unpacklo_ps(a[r], a[r + 1]);
-    b[r + 1] = _mm256_unpackhi_ps(a[r], a[r + 1]);
-  }
-#pragma GCC unroll 2
-  for (int q = 0; q < 8; q += 4) {
-    a[q] = _mm256_shuffle_ps(b[q], b[q + 2], 0x44);
-    a[q + 1] = _mm256_shuffle_ps(b[q], b[q + 2], 0xEE);
-    a[q + 2] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0x44);
-    a[q + 3] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0xEE);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_ps(out + c * out_ld, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
-    _mm256_storeu_ps(out + (4 + c) * out_ld, _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
-  }
-}
-#endif
 
 inline int element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
@@ -243,7 +191,7 @@ inline char* element_at(const Matrix& x, int64_t lane, int64_t feature) {
 // Blocks of this many lanes and features are transposed through a buffer where they are not whole
 // or must be widened.
 template <class T>
-constexpr int kSquare = kLeastPanel<T>;
+constexpr int kPackSquare = kLeastPanel<T>;
 
 template <class T>
 void pack(const Matrix& x, int64_t lane, int lanes, int64_t feature, int64_t features, int width,
@@ -255,7 +203,7 @@ void pack(const Matrix& x, int64_t lane, int lanes, int64_t feature, int64_t fea
     }
     return;
   }
-  constexpr int S = kSquare<T>, L = kLanes<T>;
+  constexpr int S = kPackSquare<T>, L = kLanes<T>;
   const bool native = element_bytes(x.dtype) == int(sizeof(T));
   alignas(64) T buffer[S * S];
   for (int64_t f = 0; f < features; f += S) {
@@ -297,7 +245,7 @@ void unpack(const T* panel, int width, const T* bias, const Matrix& x, int64_t l
     }
     return;
   }
-  constexpr int S = kSquare<T>, L = kLanes<T>;
+  constexpr int S = kPackSquare<T>, L = kLanes<T>;
   alignas(64) T buffer[S * S];
   T shift[S] = {};
   for (int64_t f = 0; f < features; f += S) {

@@ -47,6 +47,7 @@ _RATES = {
 }
 # Against float32: rate of torch's matrix product, and of the compiled sparse one.
 _DENSE_SHARE = {torch.float64: 0.5, torch.bfloat16: 1.7, torch.float16: 1.0}
+_DENSE_SHARE_AMX = {torch.float64: 0.5, torch.bfloat16: 5.0, torch.float16: 1.0}
 _SPARSE_SHARE = {torch.float64: 0.5}
 _PARTS = ("forward", "input", "weight")
 _SMALL_BATCH = 16  # lanes that a vector product of one kept weight covers at least
@@ -72,7 +73,7 @@ def algorithm(
         columns: input features.
         nnz: kept weights.
         dtype: of x.
-        isa: of the compiled core: ``"portable"``, ``"avx2"`` or ``"avx512"``.
+        isa: of the compiled core; those beyond ``"avx512"`` compute float32 products as it does.
         threads: that torch uses.
 
     Returns:
@@ -87,9 +88,10 @@ def dense_nanoseconds(
     part: str, batch: int, rows: int, columns: int, dtype: torch.dtype, isa: str, threads: int
 ) -> float:
     """The modelled time of the dense algorithm; arguments as in :func:`algorithm`."""
-    rates = _RATES[isa]
+    rates = _rates(isa)
     operations = 2 * batch * rows * columns
-    product = operations / (rates.dense * _DENSE_SHARE.get(dtype, 1.0))
+    shares = _DENSE_SHARE_AMX if isa == "amx" else _DENSE_SHARE
+    product = operations / (rates.dense * shares.get(dtype, 1.0))
     return rates.call + (product + rows * columns / rates.masked) / threads
 
 
@@ -106,7 +108,7 @@ def sparse_nanoseconds(
     """The modelled time of the sparse algorithm; arguments as in :func:`algorithm`."""
     if part not in _PARTS:
         raise ValueError(f"part must be one of {', '.join(_PARTS)}, got {part!r}")
-    rates = _RATES[isa]
+    rates = _rates(isa)
     lanes = batch if batch == 1 else max(batch, _SMALL_BATCH)
     rate = rates.sampled if part == "weight" else rates.sparse
     product = 2 * lanes * nnz / (rate * _SPARSE_SHARE.get(dtype, 1.0))
@@ -114,6 +116,10 @@ def sparse_nanoseconds(
     panels = batch * (rows + columns) / rates.packed
     written = rows * columns / (2 * rates.masked) if part == "weight" else 0
     return (product + values + panels + written) / threads
+
+
+def _rates(isa: str) -> Rates:
+    return _RATES.get(isa, _RATES["avx512"])
 
 
 def _machine() -> tuple[str, int]:
