@@ -8,9 +8,7 @@ from sparsekern.ops.masked import choice
 
 
 @pytest.fixture(params=["sparse", "dense"])
-def algorithm(
-    request: pytest.FixtureRequest, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def algorithm(request: pytest.FixtureRequest, backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once per algorithm of the compiled core, whatever would be chosen."""
     if backend == "reference" and request.param == "dense":
         pytest.skip("the reference has one algorithm")
