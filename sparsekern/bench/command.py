@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .case import AnyCase
+    from .results import Results
     from .settings import Settings
 
 
@@ -19,18 +20,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", help="suites, e.g. similarity,masked (default: all)")
     parser.add_argument("--case", help="cases by the beginning of their ids, e.g. S1,scale-n")
     parser.add_argument(
-        "--backend", default="auto", help="what sparsekern runs on: auto, cpu or reference"
+        "--backend",
+        default="auto",
+        help="what sparsekern runs on: auto, reference, cpu, triton or cuda",
     )
     parser.add_argument(
         "--dtype",
         default="float32",
         help="float32, float64, bfloat16, float16, or several with commas: a run for each",
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--list", action="store_true", help="measure nothing: list the cases")
     parser.add_argument("--quick", action="store_true", help="small shapes, under two minutes")
     parser.add_argument("--compare", help="baselines to keep, e.g. eager,torch_cka (default: all)")
     parser.add_argument("--threads", type=int, help="threads (default: those torch would use)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the results as JSON there")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="draw the results there; with --results, those of a folder and measure nothing",
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE",
+        help="run the cases of a results file again; exit status 1 if ratios have become worse",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="REF",
+        help="compare with another commit, built aside; exit status 1 if something became slower",
+    )
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=0.5,
+        help="the share of a committed ratio that --check still accepts (default: 0.5)",
+    )
     parser.add_argument(
         "--report",
         type=Path,
@@ -41,22 +68,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("benchmarks/results"),
         metavar="DIR",
         help="where --report finds results (default: benchmarks/results)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs ``sparsekern bench``; returns the exit status: 1 if a result of ours was wrong.
+    """Runs ``sparsekern bench``.
+
+    Returns:
+        The exit status: 1 if a result of sparsekern was wrong, or with ``--check`` or
+        ``--base`` became slower.
 
     Raises:
         ValueError: for arguments that make no sense, in one line.
     """
     if arguments.report:
-        return _report(arguments.report, arguments.results)
+        return _report(arguments.report, arguments.results or Path("benchmarks/results"))
+    if arguments.plots and arguments.results:
+        return _plot_folder(arguments.results, arguments.plots)
     if arguments.list:
         return _list(arguments)
+    if arguments.check:
+        return _check(arguments)
+    if arguments.base:
+        return _base(arguments)
     return _bench(arguments)
 
 
@@ -70,11 +106,33 @@ def _report(files: list[Path], folder: Path) -> int:
     return 0
 
 
-def _chosen(arguments: argparse.Namespace) -> list[AnyCase]:
+def _plot_folder(folder: Path, target: Path) -> int:
+    from . import results
+
+    found = results.load_folder(folder)
+    if not found:
+        raise ValueError(f"--results: {folder} holds no results")
+    for one in found:
+        _plot(one, target)
+    return 0
+
+
+def _plot(measured: Results, folder: Path) -> None:
+    try:
+        from . import plots
+    except ImportError as error:
+        raise ValueError(
+            f"--plots needs matplotlib (pip install sparsekern[plots]): {error}"
+        ) from None
+    for path in plots.draw(measured, folder):
+        print(f"drew {path}")
+
+
+def _chosen(arguments: argparse.Namespace, quick: bool | None = None) -> list[AnyCase]:
     from . import cases
 
     names = arguments.case.split(",") if arguments.case else None
-    return cases.select(arguments.suite, names, arguments.quick)
+    return cases.select(arguments.suite, names, arguments.quick if quick is None else quick)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -83,6 +141,65 @@ def _list(arguments: argparse.Namespace) -> int:
     for case in chosen:
         print(f"{case.id:{width}}  {case.suite}: {case.title}")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from . import check
+
+    if not 0 < arguments.bound <= 1:
+        raise ValueError(f"--bound must be above 0 and at most 1, got {arguments.bound:g}")
+    backend = _checked_backend(arguments.backend)
+
+    def chosen(quick: bool) -> list[AnyCase]:
+        return _chosen(arguments, quick)
+
+    outcome = check.check(arguments.check, chosen, backend, arguments.bound, print)
+    for notice in outcome.notices:
+        print(f"note: {notice}")
+    for wrong in outcome.wrong:
+        print(f"WRONG  {wrong}")
+    shown = [f for f in outcome.findings if f.is_worse] or outcome.findings[:5]
+    for finding in shown:
+        print(
+            f"{'WORSE' if finding.is_worse else 'lowest'}  {finding.case}, {finding.baseline} "
+            f"over sparsekern: {finding.committed:.3g} committed, {finding.measured:.3g} now "
+            f"({100 * finding.measured / finding.committed:.0f}%)"
+        )
+    worse = sum(finding.is_worse for finding in outcome.findings)
+    print(
+        f"{len(outcome.findings)} ratios compared, {worse} below {100 * arguments.bound:g}% of "
+        f"the committed ones twice; {len(outcome.wrong)} wrong results"
+    )
+    return 0 if outcome.is_good else 1
+
+
+def _base(arguments: argparse.Namespace) -> int:
+    from . import base, table
+    from .case import Case
+
+    settings, *more = _settings(arguments)
+    if more:
+        raise ValueError(f"--base compares in one --dtype, got {arguments.dtype!r}")
+    if settings.device != "cpu":
+        raise ValueError(f"--base compares on the CPU only, got --device {settings.device}")
+    chosen = [case for case in _chosen(arguments) if settings.dtype in case.dtypes]
+    names = [case.id for case in chosen if isinstance(case, Case)]
+    width = max((len(name) for name in names), default=0)
+    is_good = True
+    for moved in base.compare(arguments.base, names, settings, print):
+        is_good &= not moved.is_broken and moved.verdict != "slower"
+        numbers = (
+            ""
+            if moved.problem
+            else (
+                f"{table.time_text(moved.seconds):>8}, {arguments.base} / here {moved.ratio:.3f} "
+                f"({moved.low:.3f} … {moved.high:.3f})  "
+            )
+        )
+        print(f"{moved.case:{width}}  {numbers}{moved.verdict}", flush=True)
+    margin = f"{100 * base.MARGIN:.0f}%"
+    print(f"moved: the 99% interval of the median ratio lies wholly beyond {margin} from 1")
+    return 0 if is_good else 1
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -99,14 +216,17 @@ def _bench(arguments: argparse.Namespace) -> int:
         if others:
             console.print(f"not in {settings.dtype}: {', '.join(others)}", highlight=False)
         if fitting:
-            is_right &= _run(console, fitting, settings, arguments.out)
+            is_right &= _run(console, fitting, settings, arguments)
     return 0 if is_right else 1
 
 
-def _run(console: Console, chosen: list[AnyCase], settings: Settings, out: Path | None) -> bool:
+def _run(
+    console: Console, chosen: list[AnyCase], settings: Settings, arguments: argparse.Namespace
+) -> bool:
     """Runs and prints one set of settings; whether all of sparsekern's results were right."""
     from . import cases, results, runner, table
 
+    out: Path | None = arguments.out
     state = {"first": True}
 
     def show(case: results.CaseResult, so_far: results.Results) -> None:
@@ -120,6 +240,8 @@ def _run(console: Console, chosen: list[AnyCase], settings: Settings, out: Path 
     measured = runner.run(chosen, settings, show)
     if out:
         console.print(f"results in {out / measured.file_name}", highlight=False)
+    if arguments.plots:
+        _plot(measured, arguments.plots)
     return all(case.rows[0].status == "ok" for case in measured.cases)
 
 
@@ -139,6 +261,7 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
             threads=_checked_threads(arguments.threads, torch.get_num_threads()),
             quick=arguments.quick,
             compare=cases.compare_names(arguments.compare),
+            device=_checked_device(arguments.device),
         )
         for dtype in dtypes
     ]
@@ -150,10 +273,18 @@ def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _checked_device(name: str) -> str:
+    import torch
+
+    if _one_of("--device", name, ("cpu", "cuda")) == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU that it can use here")
+    return name
+
+
 def _checked_backend(name: str) -> str:
     from .. import dispatch
 
-    _one_of("--backend", name, ("auto", "cpu", "reference"))
+    _one_of("--backend", name, ("auto", *dispatch.BACKENDS))
     reason = dispatch.missing_reason(name)
     if reason:
         raise ValueError(f"--backend {name} is not available: {reason}")

@@ -21,11 +21,16 @@ def copies(case: Case, dtype: torch.dtype) -> list[Any]:
     less must move than the inputs hold (of a sparse weight, only what is kept), that counts.
     """
     first = case.inputs(dtype, 0)
-    size = max(1, sum(x.numel() * x.element_size() for x in tensors(first)))
+    size = max(1, nbytes(first))
     moved = min(size, case.cost.bytes(dtype.itemsize)) if case.cost is not None else size
     wanted = -(-3 * last_level_cache() // max(1, moved))
     count = max(1, min(wanted, _COPY_LIMIT // size, case.most_copies))
     return [first, *(clone(first) for _ in range(1, count))]
+
+
+def one(case: Case, dtype: torch.dtype) -> list[Any]:
+    """The inputs alone, where nothing is timed."""
+    return [case.inputs(dtype, 0)]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -54,6 +59,16 @@ def convert(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def clone(value: Any) -> Any:
     """A copy in memory of its own, of the same layout, leaves again where they were leaves."""
     return convert(value, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
+
+
+def to_device(value: Any, device: str) -> Any:
+    """The same on a device, leaves again where they were leaves."""
+    return convert(value, lambda x: x.detach().to(device).requires_grad_(x.requires_grad))
+
+
+def nbytes(value: Any) -> int:
+    """Bytes of all tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors(value))
 
 
 def double(value: Any) -> Any:

@@ -27,6 +27,8 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "sparsekern": known.version,
     }
+    if torch.cuda.is_available():
+        result["gpu"] = torch.cuda.get_device_name()
     return result | {name: peers.version(name) or "absent" for name in peers.PACKAGES}
 
 

@@ -19,7 +19,7 @@ import torch
 from .. import dispatch
 from . import cases
 from .case import Case
-from .inputs import tensors
+from .inputs import nbytes
 from .settings import Settings
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -87,8 +87,7 @@ def _extra_bytes(arguments: argparse.Namespace) -> int | None:
         before = _high_water()
         returned = contender.work(prepared)
         after = _high_water()
-    held = sum(x.numel() * x.element_size() for x in tensors(contender.outputs(returned)))
-    return max(0, after - before - held)
+    return max(0, after - before - nbytes(contender.outputs(returned)))
 
 
 def _main() -> None:

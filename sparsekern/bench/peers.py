@@ -1,4 +1,4 @@
-"""Adapters for other packages that compute CKA: their own functions on our features.
+"""Other packages: which are there, and adapters for those that compute CKA.
 
 Each peer is measured twice where it offers two ways: through the entry point that its users call,
 and through the fastest combination of the functions it exposes. A package that is not installed
@@ -22,8 +22,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .baselines import Groups, normalise, stacked_grams
 
-PACKAGES = {"torch_cka": "torch_cka", "ckatorch": "ckatorch", "pytorch_cka": "cka"}
-DISTRIBUTIONS = {"torch_cka": "torch-cka", "ckatorch": "ckatorch", "pytorch_cka": "pytorch-cka"}
+# What is imported, and what is installed, for each peer; their versions are in every result.
+PACKAGES = {
+    "torch_cka": "torch_cka",
+    "ckatorch": "ckatorch",
+    "pytorch_cka": "cka",
+    "scipy": "scipy",
+}
+DISTRIBUTIONS = {
+    "torch_cka": "torch-cka",
+    "ckatorch": "ckatorch",
+    "pytorch_cka": "pytorch-cka",
+    "scipy": "scipy",
+}
 
 
 @functools.cache

@@ -82,6 +82,8 @@ def fill_file(path: Path, all_results: list[Results]) -> None:
 
 def _settings_title(results: Results) -> str:
     settings = results.settings
+    if settings.get("device", "cpu") == "cuda":
+        return f"{results.machine['gpu']}, {settings['dtype']}"
     return f"CPU, {settings['threads']} threads, {settings['dtype']}"
 
 

@@ -147,7 +147,11 @@ class Results:
     @property
     def file_name(self) -> str:
         """Where these settings are kept inside a folder of results."""
-        parts = ["cpu", f"{self.settings['threads']}-threads", self.settings["dtype"]]
+        parts = [
+            self.settings.get("device", "cpu"),
+            f"{self.settings['threads']}-threads",
+            self.settings["dtype"],
+        ]
         parts += [self.settings["backend"]] if self.settings["backend"] != "cpu" else []
         parts += ["quick"] if self.settings["quick"] else []
         return "-".join(parts) + ".json"

@@ -15,6 +15,8 @@ import torch
 from .. import dispatch
 from . import floor, gate, inputs, machine, memory
 from .case import AnyCase, Case, CaseHead, Contender, Outputs, SpecialCase
+from .cuda_timing import CudaTimer
+from .inputs import to_device
 from .results import CaseResult, Results, Row
 from .settings import Settings
 from .timing import interleave, once, summarise
@@ -23,7 +25,8 @@ _MEMORY_SECONDS = 600.0  # a memory measurement that takes longer than this is g
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def pinned_threads(count: int) -> Iterator[None]:
+    """Torch's number of threads inside the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -58,6 +61,7 @@ def run(
         report: called with each case's result, and all so far, as soon as it is there.
     """
     rates = functools.cache(functools.partial(_rates, settings))
+    first = rates(settings.threads)
     results = Results(
         machine=machine.describe(),
         settings={
@@ -66,14 +70,15 @@ def run(
             "threads": settings.threads,
             "matmul_precision": torch.get_float32_matmul_precision(),
             "quick": settings.quick,
+            "device": settings.device,
         },
-        floor=dataclasses.asdict(rates(settings.threads)),
+        floor={} if first is None else dataclasses.asdict(first),
     )
     for case in chosen:
         if settings.dtype not in case.dtypes:
             continue
         threads = case.threads or settings.threads
-        with _threads(threads), dispatch.backend(settings.backend):
+        with pinned_threads(threads), dispatch.backend(settings.backend):
             result = _measure(case, settings, rates(threads))
         result.measured = machine.stamp()
         results.cases.append(result)
@@ -81,20 +86,24 @@ def run(
     return results
 
 
-def _rates(settings: Settings, threads: int) -> floor.Floor:
-    with _threads(threads):
-        return floor.measure(settings.torch_dtype, settings.quick)
+def _rates(settings: Settings, threads: int) -> floor.Floor | None:
+    if not (settings.timed and settings.extras):
+        return None
+    with pinned_threads(threads):
+        return floor.measure(settings.torch_dtype, settings.quick, settings.device)
 
 
-def _measure(case: AnyCase, settings: Settings, rates: floor.Floor) -> CaseResult:
+def _measure(case: AnyCase, settings: Settings, rates: floor.Floor | None) -> CaseResult:
     chosen = contenders(case, settings)
     if isinstance(case, SpecialCase):
+        if not settings.timed:
+            return CaseResult.of(case, [])
         return case.measure(case, chosen, settings)
     return _measure_calls(case, chosen, settings, rates)
 
 
 @dataclass
-class _Entry:
+class Entry:
     """A contender that can be timed: its row, a call per copy of the inputs, the time of one."""
 
     row: Row
@@ -104,31 +113,40 @@ class _Entry:
 
 
 def _measure_calls(
-    case: Case, chosen: list[Contender], settings: Settings, rates: floor.Floor
+    case: Case, chosen: list[Contender], settings: Settings, rates: floor.Floor | None
 ) -> CaseResult:
-    copies = inputs.copies(case, settings.torch_dtype)
+    on_gpu = settings.device == "cuda"
+    # On a GPU the caches are flushed instead of rotating copies.
+    make = inputs.copies if settings.timed and not on_gpu else inputs.one
+    copies = to_device(make(case, settings.torch_dtype), settings.device)
     bound = case.bounds[settings.dtype]
     expected = case.oracle(copies[0])
     rows, entries = [], []
     for contender in chosen:
         row = Row(contender.name, contender.label, group=contender.group)
         rows.append(row)
-        entry = _gate_one(row, contender, case, settings, copies, expected, bound)
+        entry = gate_one(row, contender, case, settings, copies, expected)
         entries += [entry] if entry is not None else []
     del expected
-    _time(entries, settings)
+    if not settings.timed:
+        return CaseResult.of(case, rows, error_bound=bound)
+    if on_gpu:
+        _time_on_gpu(entries, settings)
+    else:
+        _time(entries, settings)
     del copies
     for entry in entries:
         entry.calls.clear()
-    if case.tiny is not None:
-        _time_host(entries, case.tiny(settings.torch_dtype), settings)
-    if not settings.quick:
-        for entry in entries:
-            entry.row.extra_bytes = memory.measure(
-                case.id, entry.row.name, settings, timeout=_MEMORY_SECONDS
-            )
+    if settings.extras and not on_gpu:
+        if case.tiny is not None:
+            _time_host(entries, case.tiny(settings.torch_dtype), settings)
+        if not settings.quick:
+            for entry in entries:
+                entry.row.extra_bytes = memory.measure(
+                    case.id, entry.row.name, settings, timeout=_MEMORY_SECONDS
+                )
     result = CaseResult.of(case, rows, error_bound=bound)
-    if case.cost is not None:
+    if case.cost is not None and rates is not None:
         element = settings.torch_dtype.itemsize
         result.operations, result.bytes = case.cost.operations, case.cost.bytes(element)
         result.floor_seconds, result.floor_limit = rates.seconds(case.cost, element)
@@ -137,15 +155,14 @@ def _measure_calls(
     return result
 
 
-def _gate_one(
+def gate_one(
     row: Row,
     contender: Contender,
     case: Case,
     settings: Settings,
     copies: list[Any],
     expected: Outputs,
-    bound: float,
-) -> _Entry | None:
+) -> Entry | None:
     """Builds a contender's calls and checks its result; None where it cannot be timed."""
     row.note = contender.missing_reason()
     if row.note:
@@ -163,25 +180,27 @@ def _gate_one(
     except Exception as error:  # whatever another package raises is its result
         row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
         return None
+    bound = case.bounds[settings.dtype]
     if contender.same_work:
         row.error = gate.distance(case.error, outputs, expected)
         if not row.error <= bound:
             row.status, row.note = "wrong", f"error {row.error:.1e}, bound {bound:.0e}"
-    return _Entry(row, contender, calls, seconds)
+    return Entry(row, contender, calls, seconds)
 
 
-def _rotated(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+def rotated(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+    """One function that runs the calls in turn."""
     if len(calls) == 1:
         return calls[0]
     turns = itertools.cycle(calls)
     return lambda: next(turns)()
 
 
-def _time(entries: list[_Entry], settings: Settings) -> None:
+def _time(entries: list[Entry], settings: Settings) -> None:
     # The gate's call is the one sample of a contender that takes very long.
     repeated = [entry for entry in entries if entry.estimate <= settings.effort.once]
     timings = interleave(
-        [_rotated(entry.calls) for entry in repeated],
+        [rotated(entry.calls) for entry in repeated],
         [entry.estimate for entry in repeated],
         settings.effort,
     )
@@ -191,7 +210,24 @@ def _time(entries: list[_Entry], settings: Settings) -> None:
         entry.row.set_timing(timing)
 
 
-def _time_host(entries: list[_Entry], tiny: Any, settings: Settings) -> None:
+def _time_on_gpu(entries: list[Entry], settings: Settings) -> None:
+    """Device time, host time until the call returns, and peak memory, one copy of the inputs."""
+    timer = CudaTimer()
+    for entry in entries:
+        entry.row.host_seconds = timer.host_seconds(entry.calls[0], 9)
+        entry.row.extra_bytes = timer.extra_bytes(entry.calls[0], _output_bytes(entry.contender))
+    calls = [timer.captured(entry.calls[0]) for entry in entries]
+    estimates = [timer.device_seconds(call, 1) for call in calls]
+    timings = interleave(calls, estimates, settings.effort, timer.device_seconds)
+    for entry, timing in zip(entries, timings, strict=True):
+        entry.row.set_timing(timing)
+
+
+def _output_bytes(contender: Contender) -> Callable[[Any], int]:
+    return lambda returned: inputs.nbytes(contender.outputs(returned))
+
+
+def _time_host(entries: list[Entry], tiny: Any, settings: Settings) -> None:
     """The same calls on inputs that cost nothing: what remains is the host's work."""
     calls: list[Callable[[], Any]] = []
     estimates, rows = [], []

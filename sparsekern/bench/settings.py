@@ -20,6 +20,9 @@ class Settings:
         threads: of torch, the compiled core and every baseline.
         quick: small shapes, few rounds, no memory measurement.
         compare: names of the baselines to keep, or None for all.
+        timed: False for the correctness gate alone.
+        device: "cpu" or "cuda": where the inputs are, and with them the work.
+        extras: whether the floor, host overhead and memory are measured too.
     """
 
     backend: str = "auto"
@@ -27,6 +30,9 @@ class Settings:
     threads: int = 1
     quick: bool = False
     compare: tuple[str, ...] | None = None
+    timed: bool = True
+    extras: bool = True
+    device: str = "cpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -41,8 +47,8 @@ class Settings:
 
     @property
     def resolved_backend(self) -> str:
-        """The back end that the choice comes down to on CPU tensors."""
+        """The back end that the choice comes down to on tensors of this device."""
         if self.backend != "auto":
             return self.backend
         with dispatch.backend("auto"):
-            return dispatch.select(torch.device("cpu"))
+            return dispatch.select(torch.device(self.device))

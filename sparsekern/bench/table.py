@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from . import peers
 from .results import CaseResult, Results, Row
 
 WIDTH = 100
@@ -114,14 +115,12 @@ def terminal(case: CaseResult) -> Table:
 def heading(results: Results) -> str:
     """One paragraph: the machine, the settings, the measured rates."""
     machine, settings = results.machine, results.settings
-    peers = ", ".join(
-        f"{name} {machine[name]}" for name in ("torch_cka", "ckatorch", "pytorch_cka")
-    )
+    others = ", ".join(f"{name} {machine[name]}" for name in peers.PACKAGES if name in machine)
     return (
         f"{machine['processor']}, {settings['threads']} threads on {machine['cores']} cores, "
         f"ISA {machine['isa']}; sparsekern {machine['sparsekern']} on the {settings['backend']} "
         f"back end, torch {machine['torch']}, Python {machine['python']}, "
-        f"{machine['platform']}; {peers}. "
+        f"{machine['platform']}; {others}. "
         f"{settings['dtype']} features, matmul precision {settings['matmul_precision']!r}. "
         f"Measured rates: {settings['dtype']} matrix products "
         f"{results.floor['flops'] / 1e9:.0f} GFLOP/s, "

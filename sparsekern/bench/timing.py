@@ -65,7 +65,10 @@ def rounds_for(seconds: float, effort: Effort) -> int:
 
 
 def interleave(
-    calls: Sequence[Callable[[], object]], estimates: Sequence[float], effort: Effort
+    calls: Sequence[Callable[[], object]],
+    estimates: Sequence[float],
+    effort: Effort,
+    sample: Callable[[Callable[[], object], int], float] | None = None,
 ) -> list[Timing]:
     """Times every call in turn, round after round, every second round in reverse order.
 
@@ -73,22 +76,29 @@ def interleave(
         calls: functions of no arguments.
         estimates: the seconds that one warm call of each takes.
         effort: how much time to spend.
+        sample: gives the seconds per call over a number of calls; :func:`mean_seconds` if None.
 
     Returns:
         One timing per call, in order.
     """
     rounds = [rounds_for(seconds, effort) for seconds in estimates]
-    repeats = [max(1, int(_SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in estimates]
+    repeats = [repeats_for(seconds) for seconds in estimates]
     samples: list[list[float]] = [[] for _ in calls]
     for turn in range(max(rounds, default=0)):
         order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
         for index in order:
             if turn < rounds[index]:
-                samples[index].append(_sample(calls[index], repeats[index]))
+                samples[index].append((sample or mean_seconds)(calls[index], repeats[index]))
     return [summarise(values) for values in samples]
 
 
-def _sample(call: Callable[[], object], repeats: int) -> float:
+def repeats_for(seconds: float) -> int:
+    """How many calls a sample is made of, from the time of one: more than one for short ones."""
+    return max(1, int(_SAMPLE_SECONDS / max(seconds, 1e-9)))
+
+
+def mean_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds per call over a number of calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -97,4 +107,4 @@ def _sample(call: Callable[[], object], repeats: int) -> float:
 
 def once(call: Callable[[], object]) -> float:
     """Seconds of one call."""
-    return _sample(call, 1)
+    return mean_seconds(call, 1)

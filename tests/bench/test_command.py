@@ -35,7 +35,7 @@ def test_a_quick_run_prints_within_100_columns_and_writes_json(case, tmp_path, c
 
 def test_report_fills_files_from_results(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(settings, "FULL", timing.QUICK)
-    monkeypatch.setattr(floor, "measure", lambda dtype, quick: floor.Floor(1e11, 1e10))
+    monkeypatch.setattr(floor, "measure", lambda dtype, quick, device: floor.Floor(1e11, 1e10))
     out = tmp_path / "results"
     words = ("--case", "scale-n-16", "--backend", "reference", "--compare", "reference")
     assert command.run(_parse(*words, "--out", str(out))) == 0
@@ -72,7 +72,9 @@ def test_listing_measures_nothing(capsys):
     [
         (("--suite", "no-such-suite"), "--suite must be among"),
         (("--case", "S9"), "--case must be among"),
-        (("--backend", "tpu"), "--backend must be one of auto, cpu, reference"),
+        (("--device", "tpu"), "--device must be one of cpu, cuda"),
+        (("--base", "HEAD", "--dtype", "float32,float64"), "--base compares in one --dtype"),
+        (("--backend", "tpu"), "--backend must be one of auto, reference, cpu"),
         (("--dtype", "int8"), "--dtype must be one of"),
         (("--compare", "nobody"), "--compare must be among"),
         (("--threads", "0"), "--threads must be between 1 and"),

@@ -1,0 +1,303 @@
+"""The pictures of a results file: ratios, curves over sizes, threads or sparsity, the roofline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from .case import OURS
+from .results import CaseResult, Results, Row
+
+_DPI = 110
+_OURS_COLOUR = "#cc3311"
+# Told apart by every kind of colour vision (Paul Tol); markers tell the rest.
+_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#222255")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h")
+_Look: TypeAlias = dict[str, Any]
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draws what there are results for.
+
+    Args:
+        results: of one run or file.
+        folder: made if it is not there; files of the same names are replaced.
+
+    Returns:
+        The paths of the pictures, named after the results file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    looks = _looks(results)
+    paths = []
+
+    def save(figure: Figure | None, name: str) -> None:
+        if figure is not None:
+            path = folder / f"{Path(results.file_name).stem}-{name}.png"
+            FigureCanvasAgg(figure)
+            figure.savefig(path)
+            paths.append(path)
+
+    for suite in dict.fromkeys(case.suite for case in results.cases):
+        cases = [case for case in results.cases if case.suite == suite]
+        save(_ratios(results, suite, cases, looks), f"{suite}-ratios")
+        save(_curves(results, suite, cases, looks), f"{suite}-curves")
+    save(_roofline(results), "roofline")
+    return paths
+
+
+def _looks(results: Results) -> dict[str, _Look]:
+    """The colour and marker of each contender, the same in all pictures."""
+    names = dict.fromkeys(row.name for case in results.cases for row in case.rows)
+    looks: dict[str, _Look] = {OURS: {"color": _OURS_COLOUR, "marker": "o"}}
+    for index, name in enumerate(name for name in names if name != OURS):
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        looks[name] = {"color": colour, "marker": marker}
+    return looks
+
+
+def _setting(results: Results) -> str:
+    settings, machine = results.settings, results.machine
+    return (
+        f"{machine['processor']}, {settings['threads']} threads, ISA {machine['isa']}, "
+        f"{settings['dtype']}{', quick shapes' if settings['quick'] else ''}"
+    )
+
+
+def _figure(width: float, height: float, title: str, results: Results) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.suptitle(f"{title}\n{_setting(results)}", fontsize=10)
+    return figure
+
+
+def _ratios(
+    results: Results, suite: str, cases: Sequence[CaseResult], looks: dict[str, _Look]
+) -> Figure | None:
+    """How many times sparsekern's time each contender takes, a line per case."""
+    shown = [case for case in cases if case.series is None and any(map(case.ratio, case.rows))]
+    if not shown:
+        return None
+    figure = _figure(9, 1.6 + 0.36 * len(shown), f"{suite}: time over sparsekern's", results)
+    axes = figure.add_subplot()
+    seen: set[str] = set()
+    for line, case in enumerate(shown):
+        for index, row in enumerate(case.rows):
+            ratio = case.ratio(row)
+            if ratio is not None:
+                legend = row.label if row.name not in seen else None
+                seen.add(row.name)
+                height = line + 0.1 * (index % 5 - 2)  # equal ratios stay apart
+                look = looks[row.name]
+                axes.plot(ratio, height, linestyle="", markersize=6, label=legend, **look)
+    axes.axvline(1, color=_OURS_COLOUR, linewidth=1.2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(_ticks(*axes.get_xlim()))
+    axes.set_yticks(range(len(shown)), [f"{case.id}\n{case.shapes}" for case in shown], fontsize=7)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.grid(axis="both", alpha=0.3)
+    axes.set_xlabel("right of the line sparsekern is faster")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 10, 100 …, and 2 and 5 between them where the axis spans less than three decades."""
+    digits = (1, 2, 5) if high / low < 1e3 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _curves(
+    results: Results, suite: str, cases: Sequence[CaseResult], looks: dict[str, _Look]
+) -> Figure | None:
+    """Time along each series: a panel per family, with the predicted order and the floor."""
+    families: dict[str, list[CaseResult]] = {}
+    for case in cases:
+        if case.series is not None:
+            families.setdefault(case.series["family"], []).append(case)
+    families = {name: points for name, points in families.items() if len(points) > 1}
+    if not families:
+        return None
+    columns = min(2, len(families))
+    rows = -(-len(families) // columns)
+    figure = _figure(0.5 + 5 * columns, 1.1 + 3.4 * rows, f"{suite}: how time goes", results)
+    for place, (name, points) in enumerate(families.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        _panel(axes, name, sorted(points, key=_x), looks)
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    lines, labels = list(handles.values()), list(handles)
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _x(case: CaseResult) -> float:
+    assert case.series is not None
+    return float(case.series["x"])
+
+
+def _panel(axes: Axes, name: str, points: Sequence[CaseResult], looks: dict[str, _Look]) -> None:
+    series = points[0].series
+    assert series is not None
+    xs = [_x(case) for case in points]
+    is_sparsity = series["x_name"] == "sparsity"
+    # Sparsities crowd towards 1: what is kept, on a logarithmic axis, spreads them out.
+    place = [1 - x for x in xs] if is_sparsity else xs
+    at = dict(zip((case.id for case in points), place, strict=True))
+    for contender in dict.fromkeys(row.name for case in points for row in case.rows):
+        pairs = [
+            (at[case.id], 1e3 * row.seconds, row.label)
+            for case in points
+            if (row := case.row(contender)) is not None and _counts(row) and row.seconds
+        ]
+        if pairs:
+            width = 2.2 if contender == OURS else 1.2
+            axes.plot(
+                [x for x, _, _ in pairs],
+                [y for _, y, _ in pairs],
+                label=pairs[0][2],
+                linewidth=width,
+                markersize=4.5,
+                zorder=3 if contender == OURS else 2,
+                **looks[contender],
+            )
+    _references(axes, points, place)
+    axes.set_xscale("log", base=2 if not is_sparsity else 10)
+    axes.set_yscale("log")
+    if is_sparsity:
+        axes.invert_xaxis()
+        axes.set_xlabel("sparsity")
+    else:
+        axes.set_xlabel(series["x_name"])
+    axes.set_xticks(place, [f"{x:g}" for x in xs], fontsize=8)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.set_ylabel("ms")
+    order = f"\npredicted order: {series['order']}" if series["order"] else ""
+    axes.set_title(name + order, fontsize=9)
+    axes.grid(alpha=0.3)
+
+
+def _counts(row: Row) -> bool:
+    return row.status == "ok"
+
+
+def _references(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]) -> None:
+    """The floor, and the predicted order through sparsekern's most expensive point."""
+    floor = [
+        (x, 1e3 * case.floor_seconds)
+        for x, case in zip(place, points, strict=True)
+        if case.floor_seconds
+    ]
+    if floor:
+        axes.plot(*zip(*floor, strict=True), ":", color="black", linewidth=1.2, label="floor")
+    predicted = [
+        (x, float(case.series["predicted"]), case.rows[0].seconds)
+        for x, case in zip(place, points, strict=True)
+        if case.series is not None and case.series["predicted"] and case.rows[0].seconds
+    ]
+    if len(predicted) > 1:
+        _, most, seconds = max(predicted, key=lambda point: point[1])
+        scale = 1e3 * (seconds or 0.0) / most
+        axes.plot(
+            [x for x, _, _ in predicted],
+            [scale * cost for _, cost, _ in predicted],
+            "--",
+            color=_OURS_COLOUR,
+            linewidth=1,
+            label="predicted order",
+        )
+        order = points[0].series["order"] if points[0].series is not None else ""
+        axes.text(0.03, 0.95, f"predicted: {order}", transform=axes.transAxes, va="top", fontsize=8)
+
+
+def _roofline(results: Results) -> Figure | None:
+    """Operations per second against operations per byte, under the two measured roofs."""
+    points = [
+        case
+        for case in results.cases
+        if case.operations and case.bytes and case.threads is None and case.rows[0].seconds
+    ]
+    if not points or not results.floor:
+        return None
+    figure = _figure(9, 5.6, "roofline: what the machine allows, and what is reached", results)
+    axes = figure.add_subplot()
+    intensity = [case.operations / case.bytes for case in points if case.operations and case.bytes]
+    low, high = min(intensity) / 2, max(intensity) * 2
+    flops, bandwidth = results.floor["flops"], results.floor["bandwidth"]
+    ridge = flops / bandwidth
+    corner = sorted({low, min(max(ridge, low), high), high})
+    roof = [min(flops, bandwidth * x) / 1e9 for x in corner]
+    axes.plot(corner, roof, color="black", linewidth=1.5, label="floor: bytes, then operations")
+    for choose, look, label in (
+        (_best_baseline, {"marker": "s", "color": "#4477aa", "fillstyle": "none"}, "best baseline"),
+        (_ours, {"marker": "o", "color": _OURS_COLOUR}, OURS),
+    ):
+        _scatter(axes, points, choose, look, label)
+    for case, x in zip(points, intensity, strict=True):
+        rates = [_rate(case, row) for row in (_ours(case), _best_baseline(case)) if row]
+        if len(rates) == 2:
+            axes.plot([x, x], rates, color="#999999", linewidth=0.8, zorder=1)
+    labelled = sorted(
+        (x, _rate(case, case.rows[0]), case.id)
+        for case, x in zip(points, intensity, strict=True)
+        if case.series is None  # the many points of a curve would hide each other's names
+    )
+    for index, (x, y, name) in enumerate(labelled):
+        offset = (5, 5) if index % 2 == 0 else (5, -11)
+        axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_ticks(_ticks(least, most))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("operations per byte that must move")
+    axes.set_ylabel("10⁹ operations per second, symmetric products counted half")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _rate(case: CaseResult, row: Row) -> float:
+    """10⁹ operations per second."""
+    assert case.operations
+    assert row.seconds
+    return case.operations / row.seconds / 1e9
+
+
+def _ours(case: CaseResult) -> Row | None:
+    return case.rows[0] if _counts(case.rows[0]) else None
+
+
+def _best_baseline(case: CaseResult) -> Row | None:
+    others = [row for row in case.rows[1:] if _counts(row) and row.seconds]
+    return min(others, key=lambda row: row.seconds or math.inf) if others else None
+
+
+def _scatter(
+    axes: Axes,
+    points: Sequence[CaseResult],
+    choose: Callable[[CaseResult], Row | None],
+    look: _Look,
+    label: str,
+) -> None:
+    pairs = [
+        (case.operations / case.bytes, _rate(case, row))
+        for case in points
+        if (row := choose(case)) is not None and case.operations and case.bytes
+    ]
+    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    axes.plot(xs, ys, linestyle="", markersize=6, label=label, **look)
