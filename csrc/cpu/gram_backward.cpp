@@ -57,11 +57,11 @@ void backward_columns(const Problem& problem, const Features& layer, const Opera
 
 template <class T>
 void backward_small_layers(const Problem& problem, const T* operands, T* const* dx) {
-  const auto shares = split_columns(problem, problem.threads, kDepth);
+  const auto shares = split_columns(problem, problem.threads, kSmallDepth);
   on_each_thread(problem.threads, [&](int t) {
-    Buffer<T> chunk(kSmallRows * kDepth), product(kSmallRows * kDepth);
+    Buffer<T> chunk(kSmallRows * kSmallDepth), product(kSmallRows * kSmallDepth);
     std::fill(chunk.data(), chunk.data() + chunk.size(), T(0));
-    RowReader<T> reader(problem, kTile, kDepth);
+    RowReader<T> reader(problem, kTile, kSmallDepth);
     for (const Segment& segment : shares[size_t(t)]) {
       const size_t l = size_t(segment.layer);
       if (dx[l])

@@ -9,6 +9,8 @@ namespace sparsekern {
 
 // Columns packed at a time: 32 KiB panels keep two of them near the first-level cache.
 constexpr int64_t kDepth = 256;
+// The same for few samples: rows of 2 KiB, all of them in the first-level cache.
+constexpr int64_t kSmallDepth = 512;
 
 inline bool is_native(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
 
@@ -55,7 +57,7 @@ Share share_columns(const Problem& problem, int64_t step);
 std::vector<int64_t> feature_offsets(const Problem& problem);
 
 // The forms for n <= kSmallRows. backward_small does columns [begin, end) of one layer; `chunk` and
-// `product` are scratch of kSmallRows * kDepth, `chunk` zero at first.
+// `product` are scratch of kSmallRows * kSmallDepth, `chunk` zero at first.
 template <class T>
 void gram_small(const Problem& problem, T* grams, LayerStats* stats);
 template <class T>

@@ -7,8 +7,8 @@
 namespace sparsekern {
 namespace {
 
-// A centred copy of some columns of a small problem, kDepth apart, columns padded to 16 with zeros.
-// Returns the padded column count and adds up the squared means.
+// A centred copy of some columns of a small problem, kSmallDepth apart, columns padded to 16 with
+// zeros. Returns the padded column count and adds up the squared means.
 template <class T>
 int64_t small_chunk(const Problem& problem, const Features& layer, RowReader<T>& reader,
                     int64_t begin, int64_t cols, T* chunk, double* squares) {
@@ -16,9 +16,9 @@ int64_t small_chunk(const Problem& problem, const Features& layer, RowReader<T>&
   int64_t ld;
   const T* x = reader.view(layer, 0, problem.n, begin, cols, &ld);
   if (problem.center_features)
-    *squares += kernels<T>().center_rows(x, ld, int(problem.n), cols, chunk, kDepth);
+    *squares += kernels<T>().center_rows(x, ld, int(problem.n), cols, chunk, kSmallDepth);
   for (int64_t r = 0; r < problem.n; ++r) {
-    T* to = chunk + r * kDepth;
+    T* to = chunk + r * kSmallDepth;
     if (!problem.center_features) std::copy(x + r * ld, x + r * ld + cols, to);
     std::fill(to + cols, to + padded, T(0));
   }
@@ -30,7 +30,7 @@ int64_t small_chunk(const Problem& problem, const Features& layer, RowReader<T>&
 // One reading pass.
 template <class T>
 void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
-  const Share share = share_columns(problem, kDepth);
+  const Share share = share_columns(problem, kSmallDepth);
   const int rows = int((problem.n + 3) / 4 * 4);
   const int64_t blocks = (rows / 4) * (rows / 4 + 1) / 2;  // of 4 x 4 rows, lower half
   const int64_t segment_lanes = blocks * 16 * 16;
@@ -38,17 +38,17 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
   std::fill(lanes.data(), lanes.data() + lanes.size(), T(0));
   std::vector<double> squares(share.flat.size(), 0.0);
   on_each_thread(problem.threads, [&](int t) {
-    alignas(64) T chunk[kSmallRows * kDepth];
-    std::fill(chunk + problem.n * kDepth, chunk + rows * kDepth, T(0));
-    RowReader<T> reader(problem, kSmallRows, kDepth);
+    alignas(64) T chunk[kSmallRows * kSmallDepth];
+    std::fill(chunk + problem.n * kSmallDepth, chunk + rows * kSmallDepth, T(0));
+    RowReader<T> reader(problem, kSmallRows, kSmallDepth);
     for (size_t s = 0; s < share.of_thread[size_t(t)].size(); ++s) {
       const size_t index = share.first[size_t(t)] + s;
       const Segment& segment = share.flat[index];
-      for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
-        const int64_t cols = std::min(kDepth, segment.end - begin);
+      for (int64_t begin = segment.begin; begin < segment.end; begin += kSmallDepth) {
+        const int64_t cols = std::min(kSmallDepth, segment.end - begin);
         const int64_t padded = small_chunk(problem, problem.layers[size_t(segment.layer)], reader,
                                            begin, cols, chunk, &squares[index]);
-        kernels<T>().small_gram(chunk, kDepth, rows, padded,
+        kernels<T>().small_gram(chunk, kSmallDepth, rows, padded,
                                 lanes.data() + int64_t(index) * segment_lanes);
       }
     }
@@ -79,20 +79,20 @@ void gram_small(const Problem& problem, T* grams, LayerStats* stats) {
 template <class T>
 void backward_small(const Problem& problem, const Features& layer, const T* operand, int64_t begin,
                     int64_t end, T* chunk, T* product, RowReader<T>& reader, T* dx) {
-  for (int64_t c0 = begin; c0 < end; c0 += kDepth) {
-    const int64_t cols = std::min(kDepth, end - c0);
+  for (int64_t c0 = begin; c0 < end; c0 += kSmallDepth) {
+    const int64_t cols = std::min(kSmallDepth, end - c0);
     double unused = 0;
     const int64_t padded = small_chunk(problem, layer, reader, c0, cols, chunk, &unused);
     T* out = dx + c0;
     if (padded == cols) {
-      kernels<T>().combine_rows(operand, kSmallRows, chunk, kDepth, problem.n, problem.n, cols, out,
-                                layer.d);
+      kernels<T>().combine_rows(operand, kSmallRows, chunk, kSmallDepth, problem.n, problem.n, cols,
+                                out, layer.d);
       continue;
     }
-    kernels<T>().combine_rows(operand, kSmallRows, chunk, kDepth, problem.n, problem.n, padded,
-                              product, kDepth);
+    kernels<T>().combine_rows(operand, kSmallRows, chunk, kSmallDepth, problem.n, problem.n, padded,
+                              product, kSmallDepth);
     for (int64_t r = 0; r < problem.n; ++r)
-      std::copy(product + r * kDepth, product + r * kDepth + cols, out + r * layer.d);
+      std::copy(product + r * kSmallDepth, product + r * kSmallDepth + cols, out + r * layer.d);
   }
 }
 

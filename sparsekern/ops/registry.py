@@ -42,16 +42,23 @@ def register(
 
 def run(name: str, *arguments: Any) -> Any:
     """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
-    if torch.compiler.is_compiling() or not all(map(_is_plain, arguments)):
+    if torch.compiler.is_compiling() or not _are_plain(arguments):
         return getattr(torch.ops.sparsekern, name)(*arguments)
     return _implementations[name](*arguments)
 
 
-def _is_plain(argument: Any) -> bool:
-    """False for tensor subclasses, which may have no memory of their own, and lists with one."""
-    if type(argument) is list:
-        return all(map(_is_plain, argument))
-    return not isinstance(argument, Tensor) or type(argument) in (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None)))
+
+
+def _are_plain(arguments: Sequence[Any]) -> bool:
+    """False where a tensor is of a subclass, which may have no memory of its own."""
+    for argument in arguments:
+        kind = type(argument)
+        if kind in _PLAIN or (kind is list and _are_plain(argument)):
+            continue
+        if isinstance(argument, Tensor) or kind is list:
+            return False
+    return True
 
 
 def back_end(device: torch.device, reference: ModuleType, cpu: ModuleType) -> Any:
@@ -79,14 +86,16 @@ def run_grad(family: str, name: str, grad: Tensor, *arguments: Any) -> tuple[Ten
         grad: the gradient with respect to the forward result, its first argument.
         arguments: the others.
     """
-    with torch.no_grad():  # the graph of create_graph=True is _Once's to make
-        gradients = run(name, grad, *arguments)
-    if isinstance(gradients, Tensor):
-        gradients = (gradients,)
-    if torch.is_grad_enabled():  # create_graph=True
-        source = grad if grad.requires_grad else grad.detach().requires_grad_()
-        return _Once.apply(family, source, *gradients)  # type: ignore[no-any-return]
-    return tuple(gradients)
+    if not torch.is_grad_enabled():
+        return _as_tuple(run(name, grad, *arguments))
+    with torch.no_grad():  # create_graph=True: the graph is _Once's to make
+        gradients = _as_tuple(run(name, grad, *arguments))
+    source = grad if grad.requires_grad else grad.detach().requires_grad_()
+    return _Once.apply(family, source, *gradients)  # type: ignore[no-any-return]
+
+
+def _as_tuple(gradients: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (gradients,) if isinstance(gradients, Tensor) else tuple(gradients)
 
 
 class _Once(torch.autograd.Function):

@@ -130,41 +130,46 @@ void add_columns(const T* x, int64_t ld, int64_t rows, int64_t cols, double* __r
     for (int64_t c = 0; c < cols; ++c) sums[c] += double(x[r * ld + c]);
 }
 
-template <class T>
-double center_rows(const T* x, int64_t ld, int rows, int64_t cols, T* __restrict out,
-                   int64_t stride) {
-  constexpr int64_t kBlock = 64;
+// center_rows for ROWS known rows, or any number where ROWS is 0: known ones are unrolled. Columns
+// go in steps of as many as a vector has float64 lanes, so that their means stay in registers.
+template <class T, int ROWS>
+inline double center_known_rows(const T* x, int64_t ld, int any_rows, int64_t cols,
+                                T* __restrict out, int64_t stride) {
+  const int rows = ROWS ? ROWS : any_rows;
   const double share = 1.0 / rows;
   Vector<double>::type lanes = {};
-  double squares = 0;
-  for (int64_t start = 0; start < cols; start += kBlock) {
-    const int64_t width = cols - start < kBlock ? cols - start : kBlock;
-    const T* from = x + start;
-    T* to = out + start;
-    T means[kBlock];
-    int64_t c = 0;
-    for (; c + kLanes<double> <= width; c += kLanes<double>) {
-      Vector<double>::type sum = {};
-      for (int r = 0; r < rows; ++r) sum += load_wide(from + r * ld + c);
-      sum *= share;
-      lanes += sum * sum;
-      for (int lane = 0; lane < kLanes<double>; ++lane) means[c + lane] = T(sum[lane]);
-    }
-    for (; c < width; ++c) {
-      double sum = 0;
-      for (int r = 0; r < rows; ++r) sum += double(from[r * ld + c]);
-      squares += sum * share * sum * share;
-      means[c] = T(sum * share);
-    }
-    for (c = 0; c + kLanes<T> <= width; c += kLanes<T>) {
-      const typename Vector<T>::type mean = load(means + c);
-      for (int r = 0; r < rows; ++r) store(to + r * stride + c, load(from + r * ld + c) - mean);
-    }
-    for (; c < width; ++c)
-      for (int r = 0; r < rows; ++r) to[r * stride + c] = from[r * ld + c] - means[c];
+  int64_t c = 0;
+  for (; c + kLanes<double> <= cols; c += kLanes<double>) {
+    Vector<double>::type sums[2] = {};
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) sums[r % 2] += load_wide(x + r * ld + c);
+    const Vector<double>::type mean = (sums[0] + sums[1]) * share;
+    lanes += mean * mean;
+    const typename Narrow<T>::type shift = __builtin_convertvector(mean, typename Narrow<T>::type);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+      store_narrow(out + r * stride + c, load_narrow(x + r * ld + c) - shift);
   }
-  for (int lane = 0; lane < kLanes<double>; ++lane) squares += lanes[lane];
+  double squares = add_lanes(lanes);
+  for (; c < cols; ++c) {
+    double sum = 0;
+    for (int r = 0; r < rows; ++r) sum += double(x[r * ld + c]);
+    squares += sum * share * sum * share;
+    for (int r = 0; r < rows; ++r) out[r * stride + c] = x[r * ld + c] - T(sum * share);
+  }
   return squares;
+}
+
+template <class T>
+double center_rows(const T* x, int64_t ld, int rows, int64_t cols, T* out, int64_t stride) {
+  switch (rows) {
+    case 8:
+      return center_known_rows<T, 8>(x, ld, rows, cols, out, stride);
+    case 16:
+      return center_known_rows<T, 16>(x, ld, rows, cols, out, stride);
+    default:
+      return center_known_rows<T, 0>(x, ld, rows, cols, out, stride);
+  }
 }
 
 template <class T>
@@ -232,22 +237,6 @@ void combine_rows(const T* g, int64_t ldg, const T* x, int64_t stride, int64_t r
       combine_block<T, 2>(left, ldg, x + c, stride, count, inputs, to + c, out_stride);
     if (c < cols) combine_block<T, 1>(left, ldg, x + c, stride, count, inputs, to + c, out_stride);
   }
-}
-
-// The lanes of v in float64, added in neighbours' halves where they are more than fit.
-template <class T>
-inline Vector<double>::type widen(typename Vector<T>::type v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  Vector<double>::type sum = load_wide(lanes);
-  for (int i = kLanes<double>; i < kLanes<T>; i += kLanes<double>) sum += load_wide(lanes + i);
-  return sum;
-}
-
-inline double add_lanes(Vector<double>::type v) {
-  double sum = 0;
-  for (int lane = 0; lane < kLanes<double>; ++lane) sum += v[lane];
-  return sum;
 }
 
 template <class T>

@@ -87,7 +87,7 @@ def hsic(
     Raises:
         TypeError, ValueError: as :func:`hsic_matrix`.
     """
-    return _pair("hsic_matrix", x, y, kernel, estimator)
+    return _pair("hsic", x, y, kernel, estimator)
 
 
 def cka(
@@ -100,7 +100,7 @@ def cka(
     with zero gradient where a layer's centred Gram matrix is no more than rounding (constant
     features, identical samples, orthonormal rows).
     """
-    return _pair("cka_matrix", x, y, kernel, estimator)
+    return _pair("cka", x, y, kernel, estimator)
 
 
 def hsic_matrix(
@@ -191,8 +191,7 @@ def _pair(operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: 
     resolved = resolve_kernel(kernel)
     flat = _check_layers((x, y), _PAIR_NAMES, estimator)
     function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
-    result = function(flat[:1], flat[1:], resolved, estimator).reshape(())
-    return _finite(result, flat, _PAIR_NAMES)
+    return _finite(function(flat[0], flat[1], resolved, estimator), flat, _PAIR_NAMES)
 
 
 def _matrix(
@@ -241,15 +240,15 @@ def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str
     if estimator not in _LEAST_SAMPLES:
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
     flat = [_flatten(x, name) for x, name in zip(layers, names, strict=True)]
-    first = flat[0]
-    n = first.shape[0]
-    for x, name in zip(flat, names, strict=True):
-        if x.shape[0] != n:
-            raise ValueError(
-                f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
-                "all features must come from the same samples"
-            )
-    checks.same_dtype_and_device(flat, names)
+    n = flat[0].shape[0]
+    if len(flat) > 1:
+        for x, name in zip(flat, names, strict=True):
+            if x.shape[0] != n:
+                raise ValueError(
+                    f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
+                    "all features must come from the same samples"
+                )
+        checks.same_dtype_and_device(flat, names)
     if n < _LEAST_SAMPLES[estimator]:
         raise ValueError(
             f"{names[0]} has {n} samples (shape {tuple(layers[0].shape)}); "

@@ -36,7 +36,8 @@ def _describe(xs: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 def _options(
     x: Tensor, spec: Spec, keep: bool
 ) -> tuple[int, int, float, float, int, bool, bool, int]:
-    return (DTYPE_CODES[x.dtype], *spec, keep, _PRECISIONS[torch.get_float32_matmul_precision()])
+    precision = _PRECISIONS[torch.get_float32_matmul_precision()]
+    return (DTYPE_CODES[x.dtype], *spec, keep, precision)
 
 
 def _new_state(

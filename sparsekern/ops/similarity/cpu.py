@@ -31,14 +31,24 @@ def hsic_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """See :func:`sparsekern.hsic_matrix`; arguments are checked and flattened."""
-    return _compare(xs, ys, _HSIC, _spec(kernel, estimator))
+    return _compare(xs, ys, _HSIC, _spec(kernel, estimator), False)
 
 
 def cka_matrix(
     xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
 ) -> Tensor:
     """See :func:`sparsekern.cka_matrix`; arguments are checked and flattened."""
-    return _compare(xs, ys, _CKA, _spec(kernel, estimator))
+    return _compare(xs, ys, _CKA, _spec(kernel, estimator), False)
+
+
+def hsic(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+    """See :func:`sparsekern.hsic`; arguments are checked and flattened."""
+    return _compare([x], [y], _HSIC, _spec(kernel, estimator), True)
+
+
+def cka(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+    """See :func:`sparsekern.cka`; arguments are checked and flattened."""
+    return _compare([x], [y], _CKA, _spec(kernel, estimator), True)
 
 
 def cka_sum(
@@ -65,14 +75,14 @@ def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
 
 
 def _compare(
-    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, quantity: int, spec: Spec
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, quantity: int, spec: Spec, scalar: bool
 ) -> Tensor:
     first = 0 if ys is None else len(xs)
     layers = [*xs] if ys is None else [*xs, *ys]
     if needs_grad(layers):
-        return _Compare.apply(first, quantity, spec, *layers)  # type: ignore[no-any-return]
+        return _Compare.apply(first, quantity, spec, scalar, *layers)  # type: ignore[no-any-return]
     out: Tensor = run("similarity_compare", layers, first, quantity, *spec, False)[0]
-    return out
+    return out.view(()) if scalar else out
 
 
 def _spec(kernel: Kernel, centring: str | None) -> Spec:
@@ -89,20 +99,23 @@ def _spec(kernel: Kernel, centring: str | None) -> Spec:
 
 class _Compare(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, first: int, quantity: int, spec: Spec, *xs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, first: int, quantity: int, spec: Spec, scalar: bool, *xs: Tensor
+    ) -> Tensor:
         out, state = run("similarity_compare", list(xs), first, quantity, *spec, True)
         ctx.save_for_backward(state, *xs)
         ctx.arguments = (first, quantity, *spec)
-        return out  # type: ignore[no-any-return]
+        # Here a view costs less than outside, where autograd follows it.
+        return out.view(()) if scalar else out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[3:])
+        needs = list(ctx.needs_input_grad[4:])
         gradients = run_grad(
             "similarity", "similarity_compare_grad", grads[0], xs, state, needs, *ctx.arguments
         )
-        return (None, None, None, *only_needed(gradients, needs))
+        return (None, None, None, None, *only_needed(gradients, needs))
 
 
 class _Sum(torch.autograd.Function):

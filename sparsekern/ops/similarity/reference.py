@@ -199,6 +199,11 @@ def hsic_matrix(
     return products.to(accumulation_dtype(xs[0].dtype))
 
 
+def hsic(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+    """``HSIC(x, y)`` of one pair, a scalar."""
+    return hsic_matrix([x], [y], kernel, estimator).reshape(())
+
+
 def _products(a: Tensor, b: Tensor | None) -> Tensor:  # (p, m), (q, m) -> (p, q)
     """All inner products of rows; of ``a`` with itself, symmetric to the last bit."""
     if b is not None:
@@ -227,6 +232,11 @@ def cka_matrix(
         b = None if ys is None else _unit_vectors(ys, kernel, estimator)
         products = _products(a, b)
     return products.to(accumulation_dtype(xs[0].dtype))
+
+
+def cka(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+    """``CKA(x, y)`` of one pair, a scalar."""
+    return cka_matrix([x], [y], kernel, estimator).reshape(())
 
 
 def cka_sum(
