@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 
-from sparsekern.bench import cases, gate, inputs
+from sparsekern.bench import cases, gate, inputs, runner
 from sparsekern.bench.case import Case
 
 _QUICK = os.environ.get("SPARSEKERN_BENCH_FULL") != "1"
@@ -29,6 +29,11 @@ def test_case(benchmark, case, contender):
     reason = contender.missing_reason()
     if reason:
         pytest.skip(reason)
+    with runner.pinned_threads(case.threads or torch.get_num_threads()):
+        _run(benchmark, case, contender)
+
+
+def _run(benchmark, case, contender):
     copies = inputs.copies(case, _DTYPE)
     calls = [functools.partial(contender.work, contender.prepared(copy)) for copy in copies]
     outputs = contender.outputs(calls[0]())

@@ -26,12 +26,37 @@ def committed(folder: Path = RESULTS_FOLDER) -> list[Results]:
 
 
 def tables(all_results: list[Results]) -> str:
-    """Every case of every file, a section each."""
+    """Every case of every file: a part per suite, a table per case, or per series of cases."""
     parts = []
     for results in all_results:
         parts += [f"## {_settings_title(results)}", table.heading(results)]
-        parts += [table.markdown(case) for case in results.cases]
+        for suite in dict.fromkeys(case.suite for case in results.cases):
+            cases = [case for case in results.cases if case.suite == suite]
+            parts += [f"### {suite}", f"`{_command(results, suite)}`"]
+            parts += [_section(group) for group in _grouped(cases)]
     return "\n\n".join(parts) or _NOTHING
+
+
+def _command(results: Results, suite: str) -> str:
+    """What makes these results again."""
+    settings = results.settings
+    words = ["sparsekern bench", f"--suite {suite}", f"--threads {settings['threads']}"]
+    words += [f"--dtype {settings['dtype']}"] if settings["dtype"] != "float32" else []
+    words += ["--device cuda"] if settings.get("device") == "cuda" else []
+    return " ".join([*words, f"--out {RESULTS_FOLDER}"])
+
+
+def _grouped(cases: list[CaseResult]) -> list[list[CaseResult]]:
+    """Cases one by one, and those of a series together where its first one stands."""
+    groups: dict[str, list[CaseResult]] = {}
+    for case in cases:
+        key = case.id if case.series is None else f"series {case.series['family']}"
+        groups.setdefault(key, []).append(case)
+    return list(groups.values())
+
+
+def _section(cases: list[CaseResult]) -> str:
+    return table.markdown(cases[0]) if len(cases) == 1 else table.series_markdown(cases)
 
 
 def summary(all_results: list[Results]) -> str:

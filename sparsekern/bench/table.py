@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -130,20 +132,79 @@ def heading(results: Results) -> str:
 
 def markdown(case: CaseResult) -> str:
     """A case as a Markdown section."""
-    names = headers(case)
     lines = [
-        f"### {case.id}: {case.title}",
+        f"#### {case.id}: {case.title}",
         "",
-        f"{case.reason[0].upper()}{case.reason[1:]}.",
+        _sentence(case.reason),
         "",
-        "| " + " | ".join(names) + " |",
-        "|---" + "|---:" * (len(names) - 1) + "|",
+        *_markdown_table(headers(case), [cells(case, row) for row in case.rows]),
     ]
-    lines += ["| " + " | ".join(cells(case, row)) + " |" for row in case.rows]
-    measured = ", commit ".join(filter(None, case.measured.values()))
-    remarks = [*notes(case), f"measured {measured}" if measured else ""]
+    remarks = [*notes(case), _measured([case])]
     lines += ["", "; ".join(remark.lstrip("* ") for remark in remarks if remark) + "."]
     return "\n".join(lines)
+
+
+def series_markdown(cases: list[CaseResult]) -> str:
+    """The cases of a series as one Markdown section: a line per case, a column per contender.
+
+    A cell is a time and, in brackets, how many times sparsekern's it is.
+    """
+    first = cases[0].series
+    assert first is not None
+    names = dict.fromkeys(row.name for case in cases for row in case.rows[1:])
+    labels = {row.name: row.label for case in cases for row in case.rows}
+    header = (first["x_name"], cases[0].rows[0].label, "of floor", "error", "memory")
+    lines = []
+    for case in sorted(cases, key=lambda case: float((case.series or first)["x"])):
+        ours = case.rows[0]
+        own = cells(case, ours)
+        time = own[1] + (" (wrong)" if ours.status == "wrong" else "")
+        x = f"{(case.series or first)['x']:g}"
+        rows = (case.row(name) for name in names)
+        lines.append((x, time, own[4], own[5], own[7], *(_versus(case, row) for row in rows)))
+    order = f" Predicted order: {first['order']}." if first["order"] else ""
+    few = (
+        " `*`: fewer than four samples."
+        if any("*" in cell for row in lines for cell in row)
+        else ""
+    )
+    reasons = dict.fromkeys(case.reason for case in cases)
+    return "\n".join(
+        [
+            f"#### {', '.join(case.id for case in cases)}: {first['family']}",
+            "",
+            _sentence("; ".join(reasons)) + order,
+            "",
+            *_markdown_table((*header, *(labels[name] for name in names)), lines),
+            "",
+            _sentence(_measured(cases)) + few,
+        ]
+    )
+
+
+def _versus(case: CaseResult, row: Row | None) -> str:
+    if row is None or row.seconds is None:
+        return "" if row is None else row.status
+    few = "*" if row.samples < 4 else ""
+    return f"{time_text(row.seconds)}{few} ({ratio_text(case, row)})"
+
+
+def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|---" + "|---:" * (len(header) - 1) + "|",
+        *("| " + " | ".join(line) + " |" for line in lines),
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _measured(cases: Sequence[CaseResult]) -> str:
+    """Dates and commits, each once."""
+    found = dict.fromkeys(", commit ".join(filter(None, case.measured.values())) for case in cases)
+    return f"measured {'; '.join(filter(None, found))}" if any(found) else ""
 
 
 def print_case(console: Console, case: CaseResult) -> None:

@@ -1,5 +1,6 @@
 """JSON round trip, Markdown, and that the documents agree with the committed results."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -129,6 +130,26 @@ def test_tables_show_every_row_and_why_one_is_missing():
     assert "| ckatorch | absent |" in text
     assert "ckatorch: absent, ckatorch is not installed" in text
     assert "floor 80.0 ms, set by operations" in text
+
+
+def test_cases_of_a_series_share_a_table():
+    measured = _results()
+    (case,) = measured.cases
+    other = dataclasses.replace(case, id="S1-far", rows=case.rows[:3])
+    for result, x in ((case, 0.9), (other, 0.5)):
+        result.series = {"family": "M", "x_name": "sparsity", "x": x, "order": "nnz"}
+    measured.cases.append(other)
+    lines = report.tables([measured]).splitlines()
+    assert "#### S1, S1-far: M" in lines
+    assert "A network. Predicted order: nnz." in lines
+    start = lines.index(
+        "| sparsity | sparsekern | of floor | error | memory | eager | eager, column-centred "
+        "| torch_cka | pytorch-cka | ckatorch |"
+    )
+    ours = "| 100 ms | 80% | 1e-07 | – | 250 ms (2.50×) | 50.0 ms (0.50×) |"
+    assert lines[start + 2] == f"| 0.5 {ours}  |  |  |"
+    assert lines[start + 3] == f"| 0.9 {ours} 4.00 s* (wrong) | 300 ms* (3.00×) | absent |"
+    assert "`sparsekern bench --suite similarity --threads 2 --out benchmarks/results`" in lines
 
 
 def test_summary_takes_the_fastest_right_entry_point():
