@@ -183,7 +183,9 @@ def _panel(axes: Axes, name: str, points: Sequence[CaseResult], looks: dict[str,
     axes.set_xticks(place, [f"{x:g}" for x in xs], fontsize=8)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([], minor=True)
+    axes.set_yticks(_ticks(*axes.get_ylim()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("ms")
     order = f"\npredicted order: {series['order']}" if series["order"] else ""
     axes.set_title(name + order, fontsize=9)
@@ -219,8 +221,6 @@ def _references(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]
             linewidth=1,
             label="predicted order",
         )
-        order = points[0].series["order"] if points[0].series is not None else ""
-        axes.text(0.03, 0.95, f"predicted: {order}", transform=axes.transAxes, va="top", fontsize=8)
 
 
 def _roofline(results: Results) -> Figure | None:
