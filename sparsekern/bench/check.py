@@ -18,8 +18,6 @@ from .case import OURS, AnyCase
 from .results import CaseResult, Results
 from .settings import Settings
 
-DEFAULT_BOUND = 0.5
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -64,7 +62,7 @@ def check(
     path: Path,
     chosen: Callable[[bool], list[AnyCase]],
     backend: str,
-    bound: float = DEFAULT_BOUND,
+    bound: float,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Outcome:
     """Runs the cases of a results file again, as that file says, and compares the ratios.
