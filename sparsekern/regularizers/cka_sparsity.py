@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..ops.precision import without_autocast
 from ..ops.similarity import cka_sum
 from .discovery import StageFunction, StageSpec, resolve_stages, unwrap
 
@@ -173,11 +174,7 @@ class CKASparsity:
         n = self._sample_count(groups)
         if n < _LEAST_SAMPLES[self.estimator]:
             return self._zero()
-        reduction = "sum" if self.pairs == "stage" else "mean"
-        with torch.autocast(groups[0][0].device.type, enabled=False):
-            similarity = cka_sum(
-                _one_dtype_and_device(groups), estimator=self.estimator, reduction=reduction
-            )
+        similarity = self._similarity(groups, features)
         self.last = similarity.detach()
         return self.beta * similarity
 
@@ -241,6 +238,21 @@ class CKASparsity:
         groups = [[next(remaining) for _ in stage] for stage in self.stages]
         present = [[feature for feature in group if feature is not None] for group in groups]
         return [group for group in present if group]
+
+    def _similarity(self, groups: list[list[Tensor]], features: list[Tensor | None]) -> Tensor:
+        reduction = "sum" if self.pairs == "stage" else "mean"
+        with without_autocast(groups[0][0]):
+            layers = _one_dtype_and_device(groups)
+            try:
+                return cka_sum(layers, estimator=self.estimator, reduction=reduction)
+            except ValueError as error:
+                for name, feature in zip(self._names, features, strict=True):
+                    if feature is not None and not torch.isfinite(feature).all():
+                        raise ValueError(
+                            f"the output of block {name!r} holds values that are not finite (NaN "
+                            "or infinity): the training has diverged, or its input is not finite"
+                        ) from error
+                raise
 
     def _sample_count(self, groups: list[list[Tensor]]) -> int:
         counts = {feature.shape[0] for group in groups for feature in group}

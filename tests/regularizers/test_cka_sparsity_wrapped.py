@@ -231,6 +231,15 @@ def test_reentrant_checkpoints_are_told(images, tools):
     assert not loss.requires_grad
 
 
+def test_a_block_that_is_not_finite_is_named(model, images):
+    reg = CKASparsity(model)
+    with torch.no_grad():
+        model.layer2[0].conv.bias[0] = torch.nan
+    model(images)
+    with pytest.raises(ValueError, match=r"output of block 'layer2\.0' holds values"):
+        reg()
+
+
 def test_frozen_blocks_are_constants_without_a_warning(model, images):
     model.layer1.requires_grad_(False)
     reg = CKASparsity(model, every=1)
