@@ -157,11 +157,13 @@ def masked_linear_grad(
             results[2] = grad.sum(dim=0)
     if not by_entries and not (need_x and sparse_input):
         return results
+    dtype = accumulation_dtype(grad.dtype)
+    values_grad = _NOTHING
     if by_entries:
         results[1] = memory.empty(tuple(weight.shape), weight.dtype, pattern[1])
+        values_grad = memory.empty((pattern[2].shape[0],), dtype, pattern[1])
     if need_x and sparse_input:
         results[0] = torch.empty(x.shape, dtype=x.dtype, device="cpu")
-    dtype = accumulation_dtype(grad.dtype)
     bias_grad = torch.empty(grad.shape[1], dtype=dtype, device="cpu") if need_bias else _NOTHING
     if grad.numel() == 0 or x.numel() == 0:  # an empty batch, or no features on a side
         if need_bias:
@@ -178,7 +180,7 @@ def masked_linear_grad(
         _batch(grad),
         _batch(x),
         _batch(results[0]) if need_x and sparse_input else _NO_MATRIX,
-        0,
+        values_grad.data_ptr(),
         results[1].data_ptr() if by_entries else 0,
         DTYPE_CODES[weight.dtype],
         bias_grad.data_ptr() if need_bias else 0,
