@@ -153,7 +153,7 @@ def _check(arguments: argparse.Namespace) -> int:
     def chosen(quick: bool) -> list[AnyCase]:
         return _chosen(arguments, quick)
 
-    outcome = check.check(arguments.check, chosen, backend, arguments.bound, print)
+    outcome = check.check(arguments.check, chosen, backend, arguments.bound, _say)
     for notice in outcome.notices:
         print(f"note: {notice}")
     for wrong in outcome.wrong:
@@ -173,6 +173,10 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if outcome.is_good else 1
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)  # seen at once, in a file or a pipe too
+
+
 def _base(arguments: argparse.Namespace) -> int:
     from . import base, table
     from .case import Case
@@ -186,7 +190,7 @@ def _base(arguments: argparse.Namespace) -> int:
     names = [case.id for case in chosen if isinstance(case, Case)]
     width = max((len(name) for name in names), default=0)
     is_good = True
-    for moved in base.compare(arguments.base, names, settings, print):
+    for moved in base.compare(arguments.base, names, settings, _say):
         is_good &= not moved.is_broken and moved.verdict != "slower"
         numbers = (
             ""
