@@ -18,7 +18,18 @@ from .results import CaseResult, Results, Row
 _DPI = 110
 _OURS_COLOUR = "#cc3311"
 # Told apart by every kind of colour vision (Paul Tol); markers tell the rest.
-_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#222255")
+_COLOURS = (
+    "#4477aa",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#888888",
+    "#222255",
+    "#ee99aa",
+    "#44bb99",
+    "#aa7744",
+)
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h")
 _Look: TypeAlias = dict[str, Any]
 
@@ -129,7 +140,9 @@ def _curves(
         return None
     columns = min(2, len(families))
     rows = -(-len(families) // columns)
-    figure = _figure(0.5 + 5 * columns, 1.1 + 3.4 * rows, f"{suite}: how time goes", results)
+    figure = _figure(
+        8 if columns == 1 else 10.5, 1.1 + 3.4 * rows, f"{suite}: how time goes", results
+    )
     for place, (name, points) in enumerate(families.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         _panel(axes, name, sorted(points, key=_x), looks)
@@ -138,7 +151,7 @@ def _curves(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     lines, labels = list(handles.values()), list(handles)
-    figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(lines, labels, loc="outside lower center", ncols=2 + columns, fontsize=8)
     return figure
 
 
@@ -283,7 +296,8 @@ def _ours(case: CaseResult) -> Row | None:
 
 
 def _best_baseline(case: CaseResult) -> Row | None:
-    others = [row for row in case.rows[1:] if _counts(row) and row.seconds]
+    others = [row for row in case.rows if row.group != OURS and row.name != OURS]
+    others = [row for row in others if _counts(row) and row.seconds]
     return min(others, key=lambda row: row.seconds or math.inf) if others else None
 
 
