@@ -12,7 +12,7 @@ from torch import Tensor
 import sparsekern as sk
 
 from .. import masked_peers as peers
-from ..case import AnyCase, Case, Contender, Cost, Series, sparsekern_contenders
+from ..case import OURS, AnyCase, Case, Contender, Cost, Series, sparsekern_contenders
 from ..gate import relative_distance
 from ..inputs import double
 
@@ -134,6 +134,7 @@ class Work:
                     _spmm if self.kind == "M1" else _spmm_grad,
                     prepare=_with_values,
                     finish=None if self.kind == "M1" else _dense_gradient,
+                    group=OURS,
                 )
             )
         found += peers.contenders(self.kind)
