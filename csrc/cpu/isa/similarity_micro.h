@@ -85,10 +85,11 @@ void pack_transposed(const T* x, int64_t ld, int rows, int64_t depth, T* panel) 
 
 template <class T>
 void add_panel(const T* __restrict panel, int64_t depth, double* __restrict sums) {
-  for (int64_t k = 0; k < depth; ++k)
-    for (int lane = 0; lane < 8; ++lane) {
-      const T* at = panel + k * kTile + lane;
-      sums[k * 8 + lane] += (double(at[0]) + double(at[8])) + (double(at[16]) + double(at[24]));
+  for (int64_t k = 0; k < depth; ++k, panel += kTile, sums += 8)
+    for (int lane = 0; lane < 8; lane += kLanes<double>) {
+      const T* at = panel + lane;
+      store(sums + lane, load(sums + lane) + ((load_wide(at) + load_wide(at + 8)) +
+                                              (load_wide(at + 16) + load_wide(at + 24))));
     }
 }
 
@@ -123,7 +124,11 @@ void add_columns(const T* x, int64_t ld, int64_t rows, int64_t cols, double* __r
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     const T *x0 = x + r * ld, *x1 = x0 + ld, *x2 = x1 + ld, *x3 = x2 + ld;
-    for (int64_t c = 0; c < cols; ++c)
+    int64_t c = 0;
+    for (; c + kLanes<double> <= cols; c += kLanes<double>)
+      store(sums + c, load(sums + c) + ((load_wide(x0 + c) + load_wide(x1 + c)) +
+                                        (load_wide(x2 + c) + load_wide(x3 + c))));
+    for (; c < cols; ++c)
       sums[c] += (double(x0[c]) + double(x1[c])) + (double(x2[c]) + double(x3[c]));
   }
   for (; r < rows; ++r)
