@@ -4,7 +4,9 @@ from . import nn, regularizers
 from ._version import __version__
 from .dispatch import backend
 from .info import info
+from .ops.activity import DeadNeuronRate, dead_neuron_rate
 from .ops.masked import SparsityPattern, masked_conv2d, masked_linear, sddmm, spmm
+from .ops.penalties import hypersparse_loss, layer_sparsity_loss, layer_sparsity_prox_
 from .ops.selection import global_masks, magnitude_threshold
 from .ops.similarity import (
     RBF,
@@ -22,6 +24,7 @@ from .ops.similarity import (
 __all__ = [
     "RBF",
     "Cosine",
+    "DeadNeuronRate",
     "Linear",
     "Polynomial",
     "SparsityPattern",
@@ -30,11 +33,15 @@ __all__ = [
     "cka",
     "cka_matrix",
     "cka_sum",
+    "dead_neuron_rate",
     "global_masks",
     "gram",
     "hsic",
     "hsic_matrix",
+    "hypersparse_loss",
     "info",
+    "layer_sparsity_loss",
+    "layer_sparsity_prox_",
     "magnitude_threshold",
     "masked_conv2d",
     "masked_linear",

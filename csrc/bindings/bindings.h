@@ -38,5 +38,7 @@ inline Pieces make_pieces(const PieceList& list, int dtype, int threads) {
 void bind_masked(py::module_& module);
 void bind_similarity(py::module_& module);
 void bind_selection(py::module_& module);
+void bind_penalties(py::module_& module);
+void bind_activity(py::module_& module);
 
 }  // namespace sparsekern

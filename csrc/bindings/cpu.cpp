@@ -46,4 +46,6 @@ PYBIND11_MODULE(_cpu, module) {
   bind_masked(module);
   bind_similarity(module);
   bind_selection(module);
+  bind_penalties(module);
+  bind_activity(module);
 }

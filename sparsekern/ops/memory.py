@@ -33,6 +33,37 @@ def contiguous(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+# From this many bytes on, fresh memory comes from the operating system page by page, and mapping
+# the pages takes longer than filling them: one allocation for all can have large pages.
+_MAPPED_BYTES = 4 << 20
+
+
+def like(tensors: Sequence[Tensor], needs: Sequence[bool], *, together: bool) -> list[Tensor]:
+    """Uninitialised tensors laid out as these dense ones are; an empty one where not needed.
+
+    Args:
+        tensors: dense ones of one dtype, on the CPU.
+        needs: which are wanted.
+        together: lets large ones share one allocation, which lives as long as any of them.
+    """
+    sizes = [x.numel() if needed else 0 for x, needed in zip(tensors, needs, strict=True)]
+    step = 64 // tensors[0].element_size()  # cache lines
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + (size + step - 1) // step * step)
+    together &= starts[-1] * tensors[0].element_size() >= _MAPPED_BYTES
+    if not together:
+        return [
+            torch.empty_like(x) if needed else x.new_empty(0)
+            for x, needed in zip(tensors, needs, strict=True)
+        ]
+    storage = tensors[0].new_empty(starts[-1]).untyped_storage()
+    return [
+        x.new_empty(0).set_(storage, start, x.shape, x.stride()) if needed else x.new_empty(0)
+        for x, needed, start in zip(tensors, needs, starts[:-1], strict=True)
+    ]
+
+
 def describe(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Address and number of elements of each, as the compiled core takes a list of tensors."""
     return [(x.data_ptr(), x.numel()) for x in tensors]

@@ -24,7 +24,12 @@ _implementations: dict[str, Callable[..., Any]] = {}
 
 
 def register(
-    name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    direct: Callable[..., Any] | None = None,
 ) -> None:
     """Defines the operator ``sparsekern::name`` and its CPU kernel.
 
@@ -33,11 +38,13 @@ def register(
         schema: arguments and results as torch.library writes them, ``"(Tensor x) -> Tensor"``.
         implementation: computes on plain CPU tensors, with no regard to gradients.
         fake: the same arguments to empty tensors of the shapes and dtypes of the results.
+        direct: what :func:`run` calls in eager mode instead of the implementation: its results may
+            share memory, which those of an operator may not.
     """
     _library.define(name + schema)
     _library.impl(name, implementation, "CPU")
     torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
-    _implementations[name] = implementation
+    _implementations[name] = direct or implementation
 
 
 def run(name: str, *arguments: Any) -> Any:

@@ -1,0 +1,6 @@
+// The micro-kernels of penalties on every architecture.
+#include "penalties_micro.h"
+
+namespace sparsekern {
+const PenaltyTables* penalties_portable() { return &kPenalties; }
+}  // namespace sparsekern

@@ -1,0 +1,233 @@
+"""Penalties on the compiled core: entry points, gradients, and calls of the core.
+
+Gradients are operators of their own, computed once: differentiating them again is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ..memory import dense, describe, is_dense, like
+from ..precision import accumulation_dtype
+from ..registry import DTYPE_CODES, needs_grad, only_needed, register, run, run_grad
+from ..selection.reference import removed_count
+from .reference import not_finite
+
+
+def hypersparse_loss(weights: Sequence[Tensor], sparsity: float, names: str) -> Tensor:
+    """See :func:`sparsekern.hypersparse_loss`; arguments are checked but for values."""
+    if needs_grad(weights):
+        return _HyperSparse.apply(sparsity, names, *weights)  # type: ignore[no-any-return]
+    return run("penalties_hypersparse", list(weights), sparsity, names)[0]  # type: ignore[no-any-return]
+
+
+def layer_sparsity_loss(
+    weights: Sequence[Tensor], strengths: Sequence[float], names: str
+) -> Tensor:
+    """See :func:`sparsekern.layer_sparsity_loss`; arguments are checked but for values."""
+    if needs_grad(weights):
+        return _LayerSparsity.apply(list(strengths), names, *weights)  # type: ignore[no-any-return]
+    return run("penalties_layers", list(weights), list(strengths), names)[0]  # type: ignore[no-any-return]
+
+
+def layer_sparsity_prox_(weights: Sequence[Tensor], strengths: Sequence[float], names: str) -> None:
+    """See :func:`sparsekern.layer_sparsity_prox_`; arguments are checked but for values."""
+    run("penalties_layers_prox_", list(weights), list(strengths), names)
+
+
+class _HyperSparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sparsity: float, names: str, *weights: Tensor) -> Tensor:
+        loss, state = run("penalties_hypersparse", list(weights), sparsity, names)
+        ctx.save_for_backward(state, *weights)
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        state, *weights = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[2:])
+        gradients = run_grad(
+            "penalty", "penalties_hypersparse_grad", grads[0], weights, state, needs
+        )
+        return (None, None, *only_needed(gradients, needs))
+
+
+class _LayerSparsity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, strengths: list[float], names: str, *weights: Tensor) -> Tensor:
+        loss, norms = run("penalties_layers", list(weights), strengths, names)
+        ctx.save_for_backward(norms, *weights)
+        ctx.strengths = strengths
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        norms, *weights = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[2:])
+        gradients = run_grad(
+            "penalty", "penalties_layers_grad", grads[0], weights, norms, ctx.strengths, needs
+        )
+        return (None, None, *only_needed(gradients, needs))
+
+
+def _hypersparse(weights: Sequence[Tensor], sparsity: float, names: str) -> tuple[Tensor, Tensor]:
+    rows = [dense(w) for w in weights]
+    dtype = rows[0].dtype
+    total = sum(w.numel() for w in rows)
+    rank = min(removed_count(sparsity, total), total - 1)
+    scale, factor, *culprits = native.cpu().hypersparse_state(
+        describe(rows), DTYPE_CODES[dtype], rank, torch.get_num_threads()
+    )
+    bad = [index for index in culprits if index >= 0]
+    if bad:
+        raise not_finite(weights[min(bad)], names.format(min(bad)))
+    state = torch.tensor((scale, factor), dtype=torch.float64, device="cpu")
+    return torch.zeros((), dtype=accumulation_dtype(dtype), device="cpu"), state
+
+
+def _hypersparse_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    state: Tensor,
+    needs: Sequence[bool],
+    together: bool = False,
+) -> list[Tensor]:
+    rows = [dense(w) for w in weights]
+    gradients = like(rows, needs, together=together)
+    scale, factor = state.tolist()
+    native.cpu().hypersparse_grad(
+        describe(rows),
+        DTYPE_CODES[rows[0].dtype],
+        scale,
+        grad.item() * factor,
+        _addresses(gradients, needs),
+        torch.get_num_threads(),
+    )
+    return gradients
+
+
+def _layers(
+    weights: Sequence[Tensor], strengths: Sequence[float], names: str
+) -> tuple[Tensor, Tensor]:
+    norms = _finite_norms(weights, names)
+    loss = math.fsum(s * norm for s, norm in zip(strengths, norms, strict=True))
+    dtype = accumulation_dtype(weights[0].dtype)
+    return (
+        torch.tensor(loss, dtype=dtype, device="cpu"),
+        torch.tensor(norms, dtype=torch.float64, device="cpu"),
+    )
+
+
+def _layers_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    norms: Tensor,
+    strengths: Sequence[float],
+    needs: Sequence[bool],
+    together: bool = False,
+) -> list[Tensor]:
+    rows = [dense(w) for w in weights]
+    gradients = like(rows, needs, together=together)
+    upstream = grad.item()
+    factors = [
+        upstream * strength / norm if norm > 0 else 0.0
+        for strength, norm in zip(strengths, norms.tolist(), strict=True)
+    ]
+    native.cpu().layer_norms_grad(
+        describe(rows),
+        DTYPE_CODES[rows[0].dtype],
+        factors,
+        _addresses(gradients, needs),
+        torch.get_num_threads(),
+    )
+    return gradients
+
+
+def _layers_prox(weights: Sequence[Tensor], strengths: Sequence[float], names: str) -> None:
+    norms = _finite_norms(weights, names)
+    factors = [
+        max(0.0, 1 - step / norm) if norm > 0 else 1.0
+        for step, norm in zip(strengths, norms, strict=True)
+    ]
+    rows = [dense(w) for w in weights]
+    native.cpu().shrink_negatives(
+        describe(rows), DTYPE_CODES[rows[0].dtype], factors, torch.get_num_threads()
+    )
+    for w, row in zip(weights, rows, strict=True):
+        if row is w:
+            torch.autograd.graph.increment_version(w)
+        else:
+            w.copy_(row)
+
+
+def _finite_norms(weights: Sequence[Tensor], names: str) -> list[float]:
+    rows = [dense(w) for w in weights]
+    norms: list[float] = native.cpu().layer_norms(
+        describe(rows), DTYPE_CODES[rows[0].dtype], torch.get_num_threads()
+    )
+    for index, norm in enumerate(norms):
+        if not math.isfinite(norm):
+            raise not_finite(weights[index], names.format(index))
+    return norms
+
+
+def _addresses(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[int]:
+    """Where gradients go; an address of 0 skips a tensor."""
+    return [
+        gradient.data_ptr() if needed else 0
+        for gradient, needed in zip(gradients, needs, strict=True)
+    ]
+
+
+def _scalar_fake(weights: Sequence[Tensor], state: int) -> tuple[Tensor, Tensor]:
+    w = weights[0]
+    dtype = accumulation_dtype(w.dtype)
+    return w.new_empty((), dtype=dtype), w.new_empty(state, dtype=torch.float64)
+
+
+def _gradients_fake(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    return [
+        (torch.empty_like(w) if is_dense(w) else w.new_empty(w.shape)) if needed else w.new_empty(0)
+        for w, needed in zip(weights, needs, strict=True)
+    ]
+
+
+register(
+    "penalties_hypersparse",
+    "(Tensor[] weights, float sparsity, str names) -> (Tensor, Tensor)",
+    _hypersparse,
+    lambda weights, sparsity, names: _scalar_fake(weights, 2),
+)
+register(
+    "penalties_hypersparse_grad",
+    "(Tensor grad, Tensor[] weights, Tensor state, bool[] needs) -> Tensor[]",
+    _hypersparse_grad,
+    lambda grad, weights, state, needs: _gradients_fake(weights, needs),
+    direct=functools.partial(_hypersparse_grad, together=True),
+)
+register(
+    "penalties_layers",
+    "(Tensor[] weights, float[] strengths, str names) -> (Tensor, Tensor)",
+    _layers,
+    lambda weights, strengths, names: _scalar_fake(weights, len(weights)),
+)
+register(
+    "penalties_layers_grad",
+    "(Tensor grad, Tensor[] weights, Tensor norms, float[] strengths, bool[] needs) -> Tensor[]",
+    _layers_grad,
+    lambda grad, weights, norms, strengths, needs: _gradients_fake(weights, needs),
+    direct=functools.partial(_layers_grad, together=True),
+)
+register(
+    "penalties_layers_prox_",
+    "(Tensor(a!)[] weights, float[] strengths, str names) -> ()",
+    _layers_prox,
+    lambda weights, strengths, names: None,
+)
