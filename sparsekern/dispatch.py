@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -13,7 +14,11 @@ from . import native
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _CHOICES = ("auto", *BACKENDS)
-_NOT_YET = "this version has no {} kernels; GPU tensors run on the plain-PyTorch reference"
+_NOT_YET = "this version has no {} kernels"
+# What Triton's own back ends drive. NVIDIA GPUs before compute capability 8.0 lack the tensor-core
+# modes that the kernels ask for.
+_TRITON_DEVICES = ("cuda", "xpu")
+_LEAST_CAPABILITY = (8, 0)
 
 
 def _checked(name: str, source: str) -> str:
@@ -67,8 +72,40 @@ def missing_reason(name: str) -> str:
     """Why a back end cannot be used here, or an empty string where it can."""
     if name == "cpu":
         return native.cpu_missing_reason()
-    if name in ("triton", "cuda"):
+    if name == "triton":
+        return _triton_missing_reason()
+    if name == "cuda":
         return _NOT_YET.format(name)
+    return ""
+
+
+def triton_interprets() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _triton_missing_reason() -> str:
+    # Neither imports Triton nor creates a context on a device.
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if triton_interprets() or torch.cuda.is_available() or torch.xpu.is_available():
+        return ""
+    return "torch sees no GPU here (TRITON_INTERPRET=1 would interpret the kernels on the CPU)"
+
+
+@functools.cache
+def _triton_refuses(device_type: str, index: int | None) -> str:
+    """Why Triton kernels do not run on tensors of a device, or an empty string where they do."""
+    if device_type == "cpu":
+        return "" if triton_interprets() else "it runs on GPU tensors, and these are on cpu"
+    if device_type not in _TRITON_DEVICES:
+        return f"it runs on GPU tensors, and these are on {device_type}"
+    if triton_interprets():
+        return "TRITON_INTERPRET=1 interprets the kernels on CPU tensors only"
+    if device_type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < _LEAST_CAPABILITY:
+            return "it needs compute capability 8.0, and the device has {}.{}".format(*capability)
     return ""
 
 
@@ -78,14 +115,20 @@ def select(device: torch.device) -> str:
     Raises:
         RuntimeError: if the back end asked for is missing here or does not run on the device.
     """
-    return _select(_requested, device.type)
+    return _select(_requested, device.type, device.index)
 
 
-def _select(asked: str | None, device_type: str) -> str:
+def _select(asked: str | None, device_type: str, index: int | None) -> str:
     choice = asked or _environment()
     if choice == "auto":
-        return "cpu" if device_type == "cpu" and not native.cpu_missing_reason() else "reference"
+        if device_type == "cpu":
+            return "reference" if native.cpu_missing_reason() else "cpu"
+        if missing_reason("triton") or _triton_refuses(device_type, index):
+            return "reference"
+        return "triton"
     reason = missing_reason(choice)
+    if not reason and choice == "triton":
+        reason = _triton_refuses(device_type, index)
     if not reason and choice == "cpu" and device_type != "cpu":
         reason = f"it runs on CPU tensors, and these are on {device_type}"
     if reason:

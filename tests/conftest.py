@@ -10,6 +10,10 @@ import torch
 
 import sparsekern as sk
 
+# Without a GPU, Triton's interpreter stands in for one: to be said before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # An install without the compiled core is tested on the reference alone, by saying so; a core that
 # is missing for any other reason is a failure and not a skip.
 BACKENDS = ["reference"] if os.environ.get("SPARSEKERN_CPU") == "0" else ["reference", "cpu"]

@@ -30,19 +30,22 @@ def register(
     fake: Callable[..., Any],
     *,
     direct: Callable[..., Any] | None = None,
+    devices: Sequence[str] = ("CPU",),
 ) -> None:
-    """Defines the operator ``sparsekern::name`` and its CPU kernel.
+    """Defines the operator ``sparsekern::name`` and its kernel.
 
     Args:
         name: of the operator; its family comes first, as in ``similarity_compare``.
         schema: arguments and results as torch.library writes them, ``"(Tensor x) -> Tensor"``.
-        implementation: computes on plain CPU tensors, with no regard to gradients.
+        implementation: computes on plain tensors, with no regard to gradients.
         fake: the same arguments to empty tensors of the shapes and dtypes of the results.
         direct: what :func:`run` calls in eager mode instead of the implementation: its results may
             share memory, which those of an operator may not.
+        devices: whose tensors it takes, as torch's dispatch keys.
     """
     _library.define(name + schema)
-    _library.impl(name, implementation, "CPU")
+    for device in devices:
+        _library.impl(name, implementation, device)
     torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
     _implementations[name] = direct or implementation
 
@@ -68,15 +71,38 @@ def _are_plain(arguments: Sequence[Any]) -> bool:
     return True
 
 
-def back_end(device: torch.device, reference: ModuleType, cpu: ModuleType) -> Any:
-    """The module of an operator family that computes on tensors of this device, here and now."""
-    if dispatch.select(device) != "cpu":
+def back_end(
+    device: torch.device,
+    reference: ModuleType,
+    cpu: ModuleType,
+    triton: ModuleType | None = None,
+) -> Any:
+    """The module of an operator family that computes on tensors of this device, here and now.
+
+    Args:
+        device: of the tensors.
+        reference: the family in plain PyTorch.
+        cpu: the family on the compiled core.
+        triton: the family on Triton, where it has kernels there.
+
+    Raises:
+        RuntimeError: if the back end asked for is missing or has nothing for this family.
+    """
+    choice = dispatch.select(device)
+    if choice == "triton" and triton is None:
+        if dispatch.requested() == "triton":
+            family = reference.__name__.rpartition(".")[0].rpartition(".")[2]
+            raise RuntimeError(
+                f"the triton back end was asked for and has no kernels for {family} operators"
+            )
+        return reference
+    if choice not in ("cpu", "triton"):
         return reference
     if not torch.compiler.is_compiling() and (
         forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     ):
         return reference  # forward-mode derivatives, vmap: plain PyTorch has them
-    return cpu
+    return triton if choice == "triton" else cpu
 
 
 def needs_grad(tensors: Sequence[Tensor]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import checks
 from ..registry import back_end
-from . import cpu, reference
+from . import cpu, reference, triton
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial, resolve_kernel
 
 __all__ = [
@@ -213,7 +213,7 @@ def _matrix(
 
 
 def _implementation(x: Tensor) -> Any:
-    return back_end(x.device, reference, cpu)
+    return back_end(x.device, reference, cpu, triton)
 
 
 def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:

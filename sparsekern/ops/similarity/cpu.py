@@ -1,6 +1,7 @@
 """Similarity on the compiled core: the entry points and their gradients.
 
-The gradient is an operator of its own, computed once: differentiating it again is refused.
+The gradient is an operator of its own, computed once: differentiating it again is refused. The
+Triton kernels have the same operators under another family name, and share these entry points.
 """
 
 from __future__ import annotations
@@ -25,34 +26,51 @@ _CENTRING = {
 }
 _HSIC, _CKA = 0, 1
 _LINEAR, _RBF, _POLYNOMIAL, _COSINE = range(4)
+_FAMILY = "similarity"
 
 
 def hsic_matrix(
-    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None,
+    kernel: Kernel,
+    estimator: str,
+    family: str = _FAMILY,
 ) -> Tensor:
     """See :func:`sparsekern.hsic_matrix`; arguments are checked and flattened."""
-    return _compare(xs, ys, _HSIC, _spec(kernel, estimator), False)
+    return _compare(family, xs, ys, _HSIC, _spec(kernel, estimator), False)
 
 
 def cka_matrix(
-    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, kernel: Kernel, estimator: str
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None,
+    kernel: Kernel,
+    estimator: str,
+    family: str = _FAMILY,
 ) -> Tensor:
     """See :func:`sparsekern.cka_matrix`; arguments are checked and flattened."""
-    return _compare(xs, ys, _CKA, _spec(kernel, estimator), False)
+    return _compare(family, xs, ys, _CKA, _spec(kernel, estimator), False)
 
 
-def hsic(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+def hsic(
+    x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY
+) -> Tensor:
     """See :func:`sparsekern.hsic`; arguments are checked and flattened."""
-    return _compare([x], [y], _HSIC, _spec(kernel, estimator), True)
+    return _compare(family, [x], [y], _HSIC, _spec(kernel, estimator), True)
 
 
-def cka(x: Tensor, y: Tensor, kernel: Kernel, estimator: str) -> Tensor:
+def cka(
+    x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY
+) -> Tensor:
     """See :func:`sparsekern.cka`; arguments are checked and flattened."""
-    return _compare([x], [y], _CKA, _spec(kernel, estimator), True)
+    return _compare(family, [x], [y], _CKA, _spec(kernel, estimator), True)
 
 
 def cka_sum(
-    groups: Sequence[Sequence[Tensor]], kernel: Kernel, estimator: str, reduction: str
+    groups: Sequence[Sequence[Tensor]],
+    kernel: Kernel,
+    estimator: str,
+    reduction: str,
+    family: str = _FAMILY,
 ) -> Tensor:
     """See :func:`sparsekern.cka_sum`; arguments are checked and flattened."""
     xs = [x for group in groups for x in group]
@@ -60,28 +78,35 @@ def cka_sum(
     sizes = [len(xs)] if mean else [len(group) for group in groups]
     spec = _spec(kernel, estimator)
     if needs_grad(xs):
-        return _Sum.apply(sizes, mean, spec, *xs)  # type: ignore[no-any-return]
-    out: Tensor = run("similarity_sum", xs, sizes, mean, *spec, False)[0]
+        return _Sum.apply(family, sizes, mean, spec, *xs)  # type: ignore[no-any-return]
+    out: Tensor = run(family + "_sum", xs, sizes, mean, *spec, False)[0]
     return out
 
 
-def gram(x: Tensor, kernel: Kernel, center: str | None) -> Tensor:
+def gram(x: Tensor, kernel: Kernel, center: str | None, family: str = _FAMILY) -> Tensor:
     """See :func:`sparsekern.gram`; arguments are checked and flattened."""
     spec = _spec(kernel, center)
     if needs_grad((x,)):
-        return _Gram.apply(spec, x)  # type: ignore[no-any-return]
-    out: Tensor = run("similarity_gram", x, *spec)[0]
+        return _Gram.apply(family, spec, x)  # type: ignore[no-any-return]
+    out: Tensor = run(family + "_gram", x, *spec)[0]
     return out
 
 
 def _compare(
-    xs: Sequence[Tensor], ys: Sequence[Tensor] | None, quantity: int, spec: Spec, scalar: bool
+    family: str,
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None,
+    quantity: int,
+    spec: Spec,
+    scalar: bool,
 ) -> Tensor:
     first = 0 if ys is None else len(xs)
     layers = [*xs] if ys is None else [*xs, *ys]
     if needs_grad(layers):
-        return _Compare.apply(first, quantity, spec, scalar, *layers)  # type: ignore[no-any-return]
-    out: Tensor = run("similarity_compare", layers, first, quantity, *spec, False)[0]
+        return _Compare.apply(  # type: ignore[no-any-return]
+            family, first, quantity, spec, scalar, *layers
+        )
+    out: Tensor = run(family + "_compare", layers, first, quantity, *spec, False)[0]
     return out.view(()) if scalar else out
 
 
@@ -100,10 +125,11 @@ def _spec(kernel: Kernel, centring: str | None) -> Spec:
 class _Compare(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, first: int, quantity: int, spec: Spec, scalar: bool, *xs: Tensor
+        ctx: Any, family: str, first: int, quantity: int, spec: Spec, scalar: bool, *xs: Tensor
     ) -> Tensor:
-        out, state = run("similarity_compare", list(xs), first, quantity, *spec, True)
+        out, state = run(family + "_compare", list(xs), first, quantity, *spec, True)
         ctx.save_for_backward(state, *xs)
+        ctx.family = family
         ctx.arguments = (first, quantity, *spec)
         # Here a view costs less than outside, where autograd follows it.
         return out.view(()) if scalar else out  # type: ignore[no-any-return]
@@ -111,41 +137,47 @@ class _Compare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[4:])
+        needs = list(ctx.needs_input_grad[5:])
         gradients = run_grad(
-            "similarity", "similarity_compare_grad", grads[0], xs, state, needs, *ctx.arguments
+            "similarity", ctx.family + "_compare_grad", grads[0], xs, state, needs, *ctx.arguments
         )
-        return (None, None, None, None, *only_needed(gradients, needs))
+        return (None, None, None, None, None, *only_needed(gradients, needs))
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sizes: list[int], mean: bool, spec: Spec, *xs: Tensor) -> Tensor:
-        out, state = run("similarity_sum", list(xs), sizes, mean, *spec, True)
+    def forward(
+        ctx: Any, family: str, sizes: list[int], mean: bool, spec: Spec, *xs: Tensor
+    ) -> Tensor:
+        out, state = run(family + "_sum", list(xs), sizes, mean, *spec, True)
         ctx.save_for_backward(state, *xs)
+        ctx.family = family
         ctx.arguments = (sizes, mean, *spec)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[3:])
+        needs = list(ctx.needs_input_grad[4:])
         gradients = run_grad(
-            "similarity", "similarity_sum_grad", grads[0], xs, state, needs, *ctx.arguments
+            "similarity", ctx.family + "_sum_grad", grads[0], xs, state, needs, *ctx.arguments
         )
-        return (None, None, None, *only_needed(gradients, needs))
+        return (None, None, None, None, *only_needed(gradients, needs))
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spec: Spec, x: Tensor) -> Tensor:
-        out, state = run("similarity_gram", x, *spec)
+    def forward(ctx: Any, family: str, spec: Spec, x: Tensor) -> Tensor:
+        out, state = run(family + "_gram", x, *spec)
         ctx.save_for_backward(state, x)
+        ctx.family = family
         ctx.spec = spec
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, x = ctx.saved_tensors
-        gradients = run_grad("similarity", "similarity_gram_grad", grads[0], x, state, *ctx.spec)
-        return None, *gradients
+        gradients = run_grad(
+            "similarity", ctx.family + "_gram_grad", grads[0], x, state, *ctx.spec
+        )
+        return None, None, *gradients

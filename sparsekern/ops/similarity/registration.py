@@ -14,7 +14,7 @@ from . import calls
 from .layout import feature_space_is_faster, state_bytes
 
 _SPEC = "int kernel, float parameter0, float parameter1, int centring, bool center_features"
-_SCHEMAS = {
+SCHEMAS = {
     "similarity_compare": f"(Tensor[] xs, int first, int quantity, {_SPEC}, bool keep)"
     " -> (Tensor, Tensor)",
     "similarity_compare_grad": "(Tensor grad, Tensor[] xs, Tensor state, bool[] needs, int first,"
@@ -63,24 +63,26 @@ def _gram_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(n, n, dtype=accumulation_dtype(x.dtype)), _fake_state([x], False, True)
 
 
-def _grads_fake(
+def grads_fake(
     grad: Tensor, xs: Sequence[Tensor], state: Tensor, needs: Sequence[bool], *_: Any
 ) -> list[Tensor]:
+    """Empty gradients of all layers, of no size where none is needed."""
     return [x.new_empty(x.shape if needed else (0,)) for x, needed in zip(xs, needs, strict=True)]
 
 
-def _gram_grad_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+def gram_grad_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """An empty gradient of one layer."""
     return x.new_empty(x.shape)
 
 
 _FAKES: dict[str, Any] = {
     "similarity_compare": _compare_fake,
-    "similarity_compare_grad": _grads_fake,
+    "similarity_compare_grad": grads_fake,
     "similarity_sum": _sum_fake,
-    "similarity_sum_grad": _grads_fake,
+    "similarity_sum_grad": grads_fake,
     "similarity_gram": _gram_fake,
-    "similarity_gram_grad": _gram_grad_fake,
+    "similarity_gram_grad": gram_grad_fake,
 }
 
-for _name, _schema in _SCHEMAS.items():
+for _name, _schema in SCHEMAS.items():
     register(_name, _schema, _IMPLEMENTATIONS[_name], _FAKES[_name])

@@ -1,0 +1,256 @@
+"""The Triton kernels against float64: on a GPU where there is one, else in Triton's interpreter.
+
+Interpreted, a call takes a second or so: every kernel, form and edge once, in small shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsekern as sk
+
+from . import oracle
+from .oracle import ESTIMATORS, KERNELS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NONLINEAR = {name: kernel for name, kernel in KERNELS.items() if name != "linear"}
+# Samples: the least; the streamed form's own sizes and the first that pad them (8, 9); the least
+# tile (16) and the first that pads it; and two tiles, of which one is nearly empty. Features: one,
+# less than a block, a block and one, and several programs of a layer.
+STRADDLING = (4, 8, 9, 17, 33)
+WIDTHS = (1, 17, 129, 300)
+
+
+@pytest.fixture(autouse=True)
+def backend() -> Iterator[str]:
+    with sk.backend("triton"):
+        yield "triton"
+
+
+def on_device(xs: list[Tensor]) -> list[Tensor]:
+    return [x.to(DEVICE) for x in xs]
+
+
+def results(
+    xs: list[Tensor], kernel: sk.Linear, estimator: str, *, gradients: bool = True
+) -> list[Tensor]:
+    """A matrix, a rectangle of HSIC, a sum over groups, and the gradient of a mix of them."""
+    inputs = [x.detach().requires_grad_() for x in xs]
+    options = {"kernel": kernel, "estimator": estimator}
+    matrix = sk.cka_matrix(inputs, **options)
+    rectangle = sk.hsic_matrix(inputs[:1], inputs[1:], **options)
+    total = sk.cka_sum([inputs[:2], inputs[2:]], **options)
+    found = [matrix, rectangle, total]
+    if gradients:
+        mix = torch.arange(matrix.numel(), device=matrix.device).reshape(matrix.shape).cos()
+        loss = (matrix * mix).sum() + total + rectangle.sum() / rectangle.detach().abs().sum()
+        found += torch.autograd.grad(loss, inputs)
+    return [x.detach().cpu() for x in found]
+
+
+def check(
+    xs: list[Tensor], kernel: sk.Linear, estimator: str, tolerance: float, *, gradients: bool = True
+) -> None:
+    actual = results(on_device(xs), kernel, estimator, gradients=gradients)
+    with sk.backend("reference"):
+        wanted = results([x.double() for x in xs], kernel, estimator, gradients=gradients)
+    for a, w in zip(actual[:3], wanted[:3], strict=True):
+        assert oracle.relative_norm([a], [w]) <= tolerance
+    if gradients:
+        assert all(a.dtype == x.dtype for a, x in zip(actual[3:], xs, strict=True))
+        assert oracle.relative_norm(actual[3:], wanted[3:]) <= 20 * tolerance
+
+
+@pytest.mark.parametrize("n", STRADDLING)
+def test_linear_at_edges_of_tiles(n: int) -> None:
+    check(oracle.layers(n, WIDTHS), sk.Linear(), ESTIMATORS[n % 2], 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [8, 20])
+def test_linear_at_other_dtypes(n: int, dtype: torch.dtype) -> None:
+    # The features are rounded before either side sees them; a gradient is rounded once more.
+    tolerance = {torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    check(oracle.layers(n, WIDTHS, dtype), sk.Linear(), "unbiased", tolerance)
+
+
+@pytest.mark.parametrize("kernel", NONLINEAR.values(), ids=NONLINEAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kernels(kernel: sk.Linear, dtype: torch.dtype) -> None:
+    n, estimator = (9, "unbiased") if dtype == torch.float32 else (5, "biased")
+    xs = [(x / x.shape[1] ** 0.5).to(dtype) for x in oracle.layers(n, (3, 17, 40), torch.float64)]
+    check(xs, kernel, estimator, 1e-5 if dtype == torch.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("n", [70, 129])
+def test_two_tiles_a_side_and_many_samples(n: int) -> None:
+    # 70: whole columns in two tiles a side. 129: the tiled form, with more than one of them.
+    check(oracle.layers(n, (3, 40, 5)), sk.Linear(), "unbiased", 2e-6, gradients=n == 70)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("center", [None, "double", "u"])
+def test_gram(kernel: sk.Linear, center: str | None) -> None:
+    x = oracle.layers(9, (20,), torch.float64)[0].div(20**0.5)
+    upstream = torch.randn(9, 9, dtype=torch.float64)
+    found = []
+    for back_end, dtype, device in (("triton", torch.float32, DEVICE), ("reference", None, "cpu")):
+        leaf = x.to(device, dtype or torch.float64).requires_grad_()
+        with sk.backend(back_end):
+            k = sk.gram(leaf, kernel, center=center)
+            (grad,) = torch.autograd.grad(k, leaf, upstream.to(k))
+        found.append([k.detach().cpu(), grad.cpu()])
+    assert oracle.relative_norm(found[0][:1], found[1][:1]) <= 2e-6
+    assert oracle.relative_norm(found[0][1:], found[1][1:]) <= 1e-5
+
+
+def test_gram_of_many_samples_is_symmetric_to_the_bit() -> None:
+    x = oracle.layers(150, (40,))[0]
+    for center in (None, "u"):
+        k = sk.gram(x.to(DEVICE), center=center).cpu()
+        assert torch.equal(k, k.T)
+        with sk.backend("reference"):
+            wanted = sk.gram(x.double(), center=center)
+        assert oracle.relative_norm([k], [wanted]) <= 2e-6
+
+
+def test_gram_of_one_and_of_three_samples() -> None:
+    assert sk.gram(torch.tensor([[1.0, 2.0]], device=DEVICE)).tolist() == [[5.0]]
+    three = sk.gram(torch.randn(3, 5, device=DEVICE), center="u")
+    assert three.abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("offset", [10, 1000])
+@pytest.mark.parametrize("n", [8, 20])
+def test_offset_of_the_features(n: int, offset: float) -> None:
+    xs = []
+    for x in oracle.layers(n, (256, 40), torch.float64):
+        shift = offset * (0.5 + torch.rand(x.shape[1])) * torch.randn(x.shape[1]).sign()
+        xs.append((x / x.std(dim=0) + shift).float())
+    with sk.backend("reference"):
+        wanted = sk.cka_matrix([x.double() for x in xs])
+    actual = sk.cka_matrix(on_device(xs)).cpu()
+    assert (actual - wanted).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e6])
+def test_cka_does_not_see_the_scale(scale: float) -> None:
+    xs = oracle.layers(8, (40, 90))
+    expected = sk.cka_matrix(on_device(xs))
+    scaled = sk.cka_matrix(on_device([xs[0] * scale, xs[1]]))
+    torch.testing.assert_close(scaled, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        torch.full((8, 33), 0.1),
+        torch.full((8, 33), 1e6),
+        (torch.randn(1, 17) * 3 + 7).repeat(8, 1),
+        torch.eye(8, 40),
+        torch.empty(8, 0),
+    ],
+    ids=["constant", "large constant", "identical", "orthonormal", "no features"],
+)
+def test_layers_without_information(dead: Tensor) -> None:
+    live = oracle.layers(8, (5, 21))
+    xs = [x.to(DEVICE).requires_grad_() for x in (live[0], dead, live[1])]
+    matrix = sk.cka_matrix(xs)
+    assert not matrix[1].any()
+    assert not matrix[:, 1].any()
+    assert matrix[0, 0] == matrix[2, 2] == 1
+    total = sk.cka_sum([xs])
+    torch.testing.assert_close(total, matrix.sum())
+    total.backward()
+    assert not xs[1].grad.any()
+    assert all(torch.isfinite(x.grad).all() and x.grad.any() for x in xs[::2])
+
+
+def test_not_finite_features_show() -> None:
+    xs = on_device(oracle.layers(8, (5, 21, 7)))
+    xs[1][3, 4] = float("nan")
+    if DEVICE == "cpu":  # looked at where that costs nothing
+        with pytest.raises(ValueError, match=r"xs\[1\] of shape"):
+            sk.cka_matrix(xs)
+    else:
+        matrix = sk.cka_matrix(xs)
+        assert matrix[1].isnan().all()
+        assert matrix[0, 2].isfinite()
+
+
+def test_groups_and_means() -> None:
+    xs = oracle.layers(8, (5, 21, 7, 4), torch.float64)
+    layers = on_device(xs)
+    matrix = sk.cka_matrix(layers)
+    total = sk.cka_sum([layers[:1], layers[1:3], layers[3:]])
+    torch.testing.assert_close(total, 2 + matrix[1:3, 1:3].sum())
+    mean = sk.cka_sum([layers[:3], layers[3:]], reduction="mean")
+    i, j = torch.triu_indices(4, 4, offset=1)
+    torch.testing.assert_close(mean, matrix[i, j].mean())
+    assert sk.cka_sum([layers[:1]], reduction="mean").item() == 0
+
+
+def test_more_layers_than_one_program_takes() -> None:
+    xs = oracle.layers(5, tuple(range(1, 36)), torch.float64)
+    check(xs, sk.Linear(), "unbiased", 1e-11)
+
+
+def test_gradients_of_some_layers_only() -> None:
+    xs = on_device(oracle.layers(8, (5, 21, 7)))
+    xs[1].requires_grad_()
+    (some,) = torch.autograd.grad(sk.cka_sum([xs]), xs[1])
+    for x in xs:
+        x.requires_grad_()
+    every = torch.autograd.grad(sk.cka_sum([xs]), xs)
+    assert torch.equal(some, every[1])
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_layouts(n: int) -> None:
+    """Strides, unaligned rows and transposes give what contiguous features give."""
+    x, y = oracle.layers(n, (48, 64))
+    expected = sk.cka_matrix(on_device([x, y]))
+    strided = torch.zeros(n, 96)
+    strided[:, :48] = x
+    offset = torch.zeros(n * 64 + 1)
+    offset[1:] = y.flatten()
+    views = [strided.to(DEVICE)[:, :48], offset.to(DEVICE)[1:].view(n, 64)]
+    assert torch.equal(sk.cka_matrix(views), expected)
+    transposed = [t.to(DEVICE).T.contiguous().T for t in (x, y)]
+    assert torch.equal(sk.cka_matrix(transposed), expected)
+
+
+def test_the_same_bits_every_time() -> None:
+    for n, kernel in ((17, sk.Linear()), (8, sk.RBF())):
+        xs = on_device(oracle.layers(n, (300, 129)))
+        first, second = (results([*xs, xs[0]], kernel, "unbiased") for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, y = (t.to(DEVICE).requires_grad_() for t in oracle.layers(8, (5, 7)))
+    (grad,) = torch.autograd.grad(sk.cka(x, y), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        grad.sum().backward()
+
+
+def test_torch_compile() -> None:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return sk.cka_sum([[x.relu(), y]]) + sk.hsic(x, y) + sk.gram(y, "rbf").mean()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    xs = oracle.layers(8, (12, 12))
+    found = []
+    for function in (compiled, loss):
+        inputs = [x.to(DEVICE).requires_grad_() for x in xs]
+        value = function(*(x * 1.5 for x in inputs))
+        value.backward()
+        found.append([value.detach(), *(x.grad for x in inputs)])
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected)
+    torch._dynamo.reset()
