@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 CPP := $(sort $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h))
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsekern train --demo
@@ -40,6 +40,10 @@ format: $(INSTALLED)
 
 bench: $(PEERS)
 	$(BIN)/sparsekern bench
+
+# Without the virtual environment: the torch and Triton that are there know the driver.
+gpu:
+	PYTHON=$(PYTHON) scripts/gpu.sh
 
 # Keeps the virtual environment, for torch is a large download: `rm -r .venv` removes it too.
 clean:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 
 import sparsekern as sk
 from sparsekern import dispatch, native
+from sparsekern.ops import registry
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -105,3 +109,70 @@ def test_environment(value: str, last_line: str, monkeypatch: pytest.MonkeyPatch
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout + result.stderr).strip().splitlines()[-1] == last_line
+
+
+@pytest.fixture
+def with_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton installed, compiling and not interpreting, and a GPU of capability 9.0."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    dispatch._triton_refuses.cache_clear()
+    yield
+    dispatch._triton_refuses.cache_clear()
+
+
+@pytest.mark.usefixtures("with_triton", "with_core")
+def test_auto_takes_triton_on_a_gpu() -> None:
+    assert dispatch.missing_reason("triton") == ""
+    assert dispatch.select(GPU) == "triton"
+    assert dispatch.select(torch.device("xpu", 1)) == "triton"
+    assert dispatch.select(CPU) == "cpu"
+    assert dispatch.select(torch.device("mps")) == "reference"
+
+
+@pytest.mark.usefixtures("with_triton")
+def test_triton_does_not_run_elsewhere() -> None:
+    for device in (CPU, torch.device("mps")):
+        with sk.backend("triton"), pytest.raises(RuntimeError, match=f"these are on {device.type}"):
+            dispatch.select(device)
+
+
+@pytest.mark.usefixtures("with_triton")
+def test_old_gpus_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert dispatch.select(GPU) == "reference"
+    with sk.backend("triton"), pytest.raises(RuntimeError, match=r"8\.0, and the device has 7\.5"):
+        dispatch.select(GPU)
+    monkeypatch.setattr(torch.version, "hip", "6.0")  # AMD counts otherwise
+    dispatch._triton_refuses.cache_clear()
+    assert dispatch.select(GPU) == "triton"
+
+
+@pytest.mark.usefixtures("with_triton")
+def test_why_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    assert "torch sees no GPU here" in dispatch.missing_reason("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.missing_reason("triton") == ""
+    with sk.backend("triton"):
+        assert dispatch.select(CPU) == "triton"
+    assert dispatch.select(GPU) == "reference"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert dispatch.missing_reason("triton") == "Triton is not installed"
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        sk.backend("triton").__enter__()
+
+
+@pytest.mark.usefixtures("with_triton")
+def test_families_without_triton_kernels() -> None:
+    reference, core = ModuleType("package.masked.reference"), ModuleType("package.masked.cpu")
+    assert registry.back_end(GPU, reference, core) is reference
+    with (
+        sk.backend("triton"),
+        pytest.raises(RuntimeError, match="has no kernels for masked operators"),
+    ):
+        registry.back_end(GPU, reference, core)

@@ -67,11 +67,13 @@ def eager_loss(groups: Groups, centred: bool) -> Tensor:
     xs = [center(x) if centred else x for group in groups for x in group]
     grams = torch.stack([x @ x.T for x in xs])
     n = grams.shape[-1]
-    grams = grams * (1 - torch.eye(n, dtype=grams.dtype))
+    grams = grams * (1 - torch.eye(n, dtype=grams.dtype, device=grams.device))
     rows = grams.sum(dim=2) / (n - 2)
     shift = rows - rows.sum(dim=1, keepdim=True) / (2 * (n - 1))
     centred_grams = grams - shift[:, :, None] - shift[:, None, :]
-    vectors = (centred_grams * (1 - torch.eye(n, dtype=grams.dtype))).flatten(1)
+    vectors = (centred_grams * (1 - torch.eye(n, dtype=grams.dtype, device=grams.device))).flatten(
+        1
+    )
     units = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return torch.stack([part.sum(dim=0).square().sum() for part in torch.split(units, sizes)]).sum()
 
@@ -239,7 +241,7 @@ def _song_hsic(k: Tensor, l_: Tensor) -> Tensor:
 
 
 def _authors_cka(x: Tensor, y: Tensor) -> Tensor:
-    off_diagonal = 1 - torch.eye(x.shape[0], dtype=x.dtype)
+    off_diagonal = 1 - torch.eye(x.shape[0], dtype=x.dtype, device=x.device)
     k, l_ = (x @ x.T) * off_diagonal, (y @ y.T) * off_diagonal
     return _song_hsic(k, l_) / (_song_hsic(k, k) * _song_hsic(l_, l_)).sqrt()
 

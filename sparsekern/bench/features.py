@@ -153,7 +153,7 @@ class FeatureWork:
 
         def differentiated(xs: list[Tensor]) -> list[Tensor]:
             value = function(xs)
-            upstream = None if value.dim() == 0 else _upstream(value.shape).to(value.dtype)
+            upstream = None if value.dim() == 0 else _upstream(value.shape).to(value)
             return [value.detach(), *torch.autograd.grad(value, xs, upstream)]
 
         return differentiated

@@ -25,7 +25,7 @@ MATRIX_BASELINES = (
 PAIR_BASELINES = ("reference", "eager", "pytorch_cka", "torch_cka", "ckatorch")
 RBF_BASELINES = ("reference", "eager", "ckatorch")
 # Outputs of the convolutions of a CIFAR ResNet-18: 5 per stage, shortcuts included.
-_RESNET18_CONVS = (
+RESNET18_CONVS = (
     (64 * 32 * 32,) * 5 + (128 * 16 * 16,) * 5 + (256 * 8 * 8,) * 5 + (512 * 4 * 4,) * 5
 )
 
@@ -63,7 +63,7 @@ def thread_counts() -> list[int]:
 
 def _network(quick: bool) -> AnyCase:
     n, factor = (64, 16) if quick else (256, 1)
-    work = FeatureWork("cka_matrix", n, tuple(d // factor for d in _RESNET18_CONVS))
+    work = FeatureWork("cka_matrix", n, tuple(d // factor for d in RESNET18_CONVS))
     size = f"n={n}, d {span(work.dims)}" if quick else "n=256, d 8k to 64k"
     return work.case(
         MATRIX_BASELINES,
@@ -104,7 +104,7 @@ def _two_networks(quick: bool) -> AnyCase:
 
 def _minibatch(quick: bool) -> AnyCase:
     n, factor = (16, 16) if quick else (32, 1)
-    work = FeatureWork("hsic_matrix", n, tuple(d // factor for d in _RESNET18_CONVS))
+    work = FeatureWork("hsic_matrix", n, tuple(d // factor for d in RESNET18_CONVS))
     return work.case(
         ("reference", "eager"),
         id="hsic-minibatch",

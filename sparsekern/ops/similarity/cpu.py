@@ -51,16 +51,12 @@ def cka_matrix(
     return _compare(family, xs, ys, _CKA, _spec(kernel, estimator), False)
 
 
-def hsic(
-    x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY
-) -> Tensor:
+def hsic(x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY) -> Tensor:
     """See :func:`sparsekern.hsic`; arguments are checked and flattened."""
     return _compare(family, [x], [y], _HSIC, _spec(kernel, estimator), True)
 
 
-def cka(
-    x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY
-) -> Tensor:
+def cka(x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY) -> Tensor:
     """See :func:`sparsekern.cka`; arguments are checked and flattened."""
     return _compare(family, [x], [y], _CKA, _spec(kernel, estimator), True)
 
@@ -177,7 +173,5 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, x = ctx.saved_tensors
-        gradients = run_grad(
-            "similarity", ctx.family + "_gram_grad", grads[0], x, state, *ctx.spec
-        )
+        gradients = run_grad("similarity", ctx.family + "_gram_grad", grads[0], x, state, *ctx.spec)
         return None, None, *gradients

@@ -254,3 +254,27 @@ def test_torch_compile() -> None:
     for actual, expected in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("n", [8, 20, 130])
+def test_launches_are_those_of_the_plan(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsekern.ops.similarity.triton import features, launches, plan
+
+    recorded: list[tuple[str, tuple[int, ...]]] = []
+    original = launches._launch
+
+    def launch(kernel: object, grid: tuple[int, ...], *args: object, **meta: object) -> None:
+        recorded.append((kernel.__name__, tuple(grid)))  # type: ignore[attr-defined]
+        original(kernel, grid, *args, **meta)
+
+    monkeypatch.setattr(launches, "_launch", launch)
+    xs = on_device(oracle.layers(n, (3, 40)))
+    for kernel in (sk.Linear(), sk.RBF()) if n == 8 else (sk.Linear(),):
+        recorded.clear()
+        sk.cka_matrix(xs, kernel=kernel)
+        code = plan.RBF if isinstance(kernel, sk.RBF) else plan.LINEAR
+        call = launches.Call(xs, (code, 0.5, 0.0, plan.U_CENTRING, True))
+        expected = plan.compare_launches(
+            call.sizes, call.plan, code, True, code == plan.RBF, features.TABLE_PIECE
+        )
+        assert recorded == [(launch.kernel, launch.grid) for launch in expected]

@@ -20,10 +20,18 @@ TABLE_PIECE = 64
 def fill_table(table, values, COUNT: tl.constexpr):
     """Writes kernel arguments to device memory: no copy from the host, which a graph would lose.
 
-    ``values`` are twice the numbers plus one, so that all of them are of one type to the compiler.
+    ``values`` come from :func:`tagged`.
     """
     for index in tl.static_range(COUNT):
-        tl.store(table + index, values[index] >> 1)
+        tl.store(table + index, (values[index] & 0x3FFFFFFFFFFFFFFF) >> 1)
+
+
+def tagged(number: int) -> int:
+    """A number below 2⁶⁰ as an argument that is never 1, never even and always of 64 bits.
+
+    The just-in-time compiler makes a variant of a kernel for each pattern of such properties.
+    """
+    return number << 1 | 1 | 1 << 62
 
 
 @triton.jit

@@ -52,6 +52,7 @@ def inner_products(
     MEAN: tl.constexpr,
     COUNT: tl.constexpr,
     LAYERS: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -84,10 +85,13 @@ def inner_products(
                 products, row_sums, a[:, None], variance_a, total_a, scale_a, i, j, in_a, n,
                 KIND, C, DEGREE, CENTRING,
             )  # fmt: skip
-            y = centred_block(
-                products, row_sums, b[:, None], variance_b, total_b, scale_b, i, j, in_b, n,
-                KIND, C, DEGREE, CENTRING,
-            )  # fmt: skip
+            if ONE_BLOCK:
+                y = x
+            else:
+                y = centred_block(
+                    products, row_sums, b[:, None], variance_b, total_b, scale_b, i, j, in_b, n,
+                    KIND, C, DEGREE, CENTRING,
+                )  # fmt: skip
             product = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
             found += product.to(tl.float64)
         mine = pieces + tl.program_id(0).to(tl.int64) * count * count

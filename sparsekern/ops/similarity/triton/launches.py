@@ -116,13 +116,13 @@ class Call:
         table = self.x.new_empty(len(numbers), dtype=torch.int64)
         for at in range(0, len(numbers), features.TABLE_PIECE):
             piece = numbers[at : at + features.TABLE_PIECE]
-            tagged = tuple(2 * number + 1 for number in piece)
+            values = tuple(map(features.tagged, piece))
             _launch(
                 features.fill_table,
                 (1,),
                 Configuration(1, 1, 1),
                 table[at:],
-                tagged,
+                values,
                 COUNT=len(piece),
             )
         return table
@@ -252,8 +252,8 @@ class Call:
             UNIT=unit, DOT_UNIT=_OPERAND_UNITS.get(self._forward_operands(), 0.0),
             INPUT_UNIT=torch.finfo(self.x.dtype).eps / 2, **self.constants,
             QUANTITY=quantity.code, GROUPS=bool(quantity.groups), MEAN=quantity.mean,
-            COUNT=self._layers, LAYERS=layers, BLOCK_E=block,
-            BLOCK_P=max(1, _REDUCED // layers**2), BLOCK_S=_BLOCK_S,
+            COUNT=self._layers, LAYERS=layers, ONE_BLOCK=grid[1] == 1,
+            BLOCK_E=block, BLOCK_P=max(1, _REDUCED // layers**2), BLOCK_S=_BLOCK_S,
         )  # fmt: skip
 
     def _forward_operands(self) -> str:

@@ -1,0 +1,90 @@
+"""The Triton kernels compiled for GPUs that are not here: what their machine code says.
+
+Every variant that a call can launch, for compute capability 8.0, 9.0, 10.0 and 12.0. Compiling
+needs no driver; two minutes or so, and little while Triton's cache has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparsekern
+
+# Bytes of shared memory that a program may have.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+# Bytes a thread may keep in memory for want of registers: two dozen addresses. An accumulator of
+# these tiles would be a kilobyte.
+MOST_STACK = 96
+
+
+@pytest.fixture(autouse=True)
+def backend() -> None:
+    """Once: nothing here depends on the back end in use."""
+
+
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """One process per capability, all at work at the same time."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = str(Path(sparsekern.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    script = Path(__file__).with_name("triton_aot.py")
+    started = {}
+    for capability in SHARED:
+        folder = tmp_path_factory.mktemp(f"sm_{capability}")
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            command = [sys.executable, "-W", "ignore", str(script), str(capability)]
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+        started[capability] = (process, folder)
+    return started
+
+
+@pytest.fixture(scope="module", params=SHARED, ids=lambda capability: f"sm_{capability}")
+def variants(request: pytest.FixtureRequest, compilers: Any) -> list[dict[str, Any]]:
+    process, folder = compilers[request.param]
+    assert process.wait() == 0, (folder / "err").read_text()[-2000:]
+    return [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+
+
+def test_machine_code(variants: list[dict[str, Any]]) -> None:
+    kernels = {variant["kernel"] for variant in variants}
+    assert kernels == {
+        "add_median_gradient",
+        "column_means",
+        "combine_row",
+        "count_digits",
+        "fill_table",
+        "gram_columns",
+        "gram_few",
+        "gram_tiles",
+        "inner_products",
+        "pair_weights",
+        "product_few",
+        "product_tiles",
+        "reduce_rows",
+        "write_entries",
+        "write_median",
+    }
+    for variant in variants:
+        capability = variant["capability"]
+        assert variant["shared"] <= SHARED[capability], variant
+        heavy = variant["kernel"].startswith(("gram", "product", "column"))
+        if heavy:
+            assert variant["stack"] <= MOST_STACK, variant
+            # Samples times strides, and pieces times areas, leave 32 bits.
+            assert variant["products_of_addresses"] > 0, variant
+            if variant["aligned"]:
+                assert variant["wide_accesses"] > 0, variant
+        if variant["precision"] and heavy:
+            # float64 has tensor cores on 8.0 and 9.0 only; float32 has none without rounding.
+            tensor_cores = variant["dot"] != "fp32" or variant["precision"] != "ieee"
+            if variant["dot"] == "fp64":
+                tensor_cores = variant["matrix_instructions"] > 0
+            assert (variant["matrix_instructions"] > 0) == tensor_cores, variant
