@@ -1,6 +1,16 @@
-"""Layers with masked weights, and conversion of whole models to them and back."""
+"""Layers with masked weights, conversion of whole models to them and back, and what they gain."""
 
 from .conversion import from_pruned, sparsify, to_dense
 from .layers import MaskedConv2d, MaskedLinear
+from .summary import LayerSummary, ModelSummary, summary
 
-__all__ = ["MaskedConv2d", "MaskedLinear", "from_pruned", "sparsify", "to_dense"]
+__all__ = [
+    "LayerSummary",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "ModelSummary",
+    "from_pruned",
+    "sparsify",
+    "summary",
+    "to_dense",
+]
