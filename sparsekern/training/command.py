@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .catalogue import MODELS
 from .settings import (
     ALL_SAMPLES,
     HELD_OUT,
-    MODELS,
     OPTIONS,
     REGULARIZERS,
     Settings,

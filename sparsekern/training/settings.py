@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-MODELS = ("resnet8", "resnet20")
+from .catalogue import MODELS
+
 REGULARIZERS = ("none", "ckasr", "augckasr")
 HELD_OUT = ("test", "validation")
 ALL_SAMPLES = -1
@@ -18,7 +19,7 @@ class Settings:
 
     Attributes:
         model: one of ``MODELS``.
-        width: channels of the first stage.
+        width: of the network; what it counts, ``catalogue.MODELS`` says.
         sparsity: share of zeros over convolution and linear weights, in ``[0, 1)``.
         regularizer: one of ``REGULARIZERS``.
         compare: train each seed without the regulariser too.
@@ -49,7 +50,7 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("--model", self.model, MODELS)
+        _one_of("--model", self.model, tuple(MODELS))
         _one_of("--regularizer", self.regularizer, REGULARIZERS)
         _one_of("--held-out", self.held_out, HELD_OUT)
         if not 0 <= self.sparsity < 1:

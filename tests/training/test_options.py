@@ -14,7 +14,7 @@ from sparsekern.training.settings import ALL_SAMPLES, default_settings
         (["--sparsity", 1.0], "--sparsity is the share of zeros, in [0, 1)"),
         (["--sparsity", -0.2], "got -0.2"),
         (["--sparsity", "nan"], "--sparsity"),
-        (["--model", "resnet50"], "--model must be one of resnet8, resnet20; got 'resnet50'"),
+        (["--model", "resnet9"], "--model must be one of resnet8, resnet20"),
         (["--regularizer", "l1"], "--regularizer must be one of none, ckasr, augckasr"),
         (["--seeds", 0], "--seeds must be at least 1, got 0"),
         (["--epochs", 0], "--epochs must be at least 1"),

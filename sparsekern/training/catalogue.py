@@ -1,0 +1,58 @@
+"""The names that ``sparsekern train`` knows, each with a line about it.
+
+Needs no PyTorch, so that options can be checked and listed without loading it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network.
+
+    Attributes:
+        width: that of the paper, which ``--width`` changes.
+        width_of: what the width counts.
+        source: where the network is described.
+    """
+
+    width: int
+    width_of: str
+    source: str
+
+
+def _cifar_resnet() -> Model:
+    return Model(16, "channels of the first stage", "He et al. 2016, section 4.2 (CIFAR)")
+
+
+def _imagenet_resnet() -> Model:
+    return Model(64, "channels of the first stage", "He et al. 2016, table 1 (ImageNet)")
+
+
+MODELS = {
+    "resnet8": _cifar_resnet(),
+    "resnet20": _cifar_resnet(),
+    "resnet32": _cifar_resnet(),
+    "resnet56": _cifar_resnet(),
+    "resnet18": _imagenet_resnet(),
+    "resnet50": _imagenet_resnet(),
+    "vgg19": Model(
+        64,
+        "channels of the first stage",
+        "Simonyan & Zisserman 2015, configuration E, with batch norm",
+    ),
+    "mobilenet": Model(32, "channels of the first convolution", "Howard et al. 2017, table 1"),
+    "lenet300": Model(
+        100,
+        "neurons of the second hidden layer, a third of the first's",
+        "LeCun et al. 1998, LeNet-300-100",
+    ),
+    "mlp": Model(128, "neurons of each of the six hidden layers", "a plain ReLU network"),
+    "vit": Model(
+        192,
+        "features of a token, a multiple of three",
+        "Dosovitskiy et al. 2021, in the size of DeiT-Ti (Touvron et al. 2021)",
+    ),
+}
