@@ -35,8 +35,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(n, t, 3, HEADS, width // HEADS)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, t, width / heads)
         y = functional.scaled_dot_product_attention(query, key, value)
-        y = self.projection(y.transpose(1, 2).reshape(n, t, width))
-        return y
+        out: Tensor = self.projection(y.transpose(1, 2).reshape(n, t, width))
+        return out
 
 
 class Block(nn.Module):
