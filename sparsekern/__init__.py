@@ -1,6 +1,6 @@
 """Similarity and sparsity for PyTorch: fused kernels, and the regularisers built on them."""
 
-from . import nn, regularizers
+from . import nn, pruning, regularizers
 from ._version import __version__
 from .dispatch import backend
 from .info import info
@@ -46,6 +46,7 @@ __all__ = [
     "masked_conv2d",
     "masked_linear",
     "nn",
+    "pruning",
     "regularizers",
     "sddmm",
     "spmm",

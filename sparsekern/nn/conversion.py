@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 from ..ops.masked import SparsityPattern
 from .densities import erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
+from .weights import excluded_modules
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _SCHEMES = ("erk", "uniform", "global")
@@ -62,7 +63,7 @@ def sparsify(
         raise ValueError(f"criterion must be one of {', '.join(_CRITERIA)}, got {criterion!r}")
     if scheme == "global" and criterion == "random":
         raise ValueError('criterion must be "magnitude" for scheme "global", got "random"')
-    excluded = _excluded(model, exclude)
+    excluded = excluded_modules(model, exclude)
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -196,18 +197,6 @@ def _is_plain_layer(module: nn.Module) -> bool:
         and not module._forward_pre_hooks
         and not module._forward_hooks
     )
-
-
-def _excluded(model: nn.Module, exclude: Iterable[str | nn.Module]) -> set[nn.Module]:
-    if isinstance(exclude, str | nn.Module):
-        exclude = [exclude]
-    modules = dict(model.named_modules())
-    found: set[nn.Module] = set()
-    for item in exclude:
-        if isinstance(item, str) and item not in modules:
-            raise ValueError(f"exclude names {item!r}, and the model has no module of that name")
-        found |= set((modules[item] if isinstance(item, str) else item).modules())
-    return found
 
 
 def _random(weight: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""How a sparsity is shared among layers: Erdős–Rényi-kernel densities.
+"""How a sparsity is shared among layers: Erdős–Rényi-kernel and uniform densities.
 
-After Mocanu et al. 2018 and Evci et al. 2020: the weights a layer keeps are in proportion to the
-sum of its dimensions, so that small layers stay denser than large ones.
+The first after Mocanu et al. 2018 and Evci et al. 2020: the weights a layer keeps are in
+proportion to the sum of its dimensions, so that small layers stay denser than large ones.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ def erk_counts(shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    return erk_shares(shapes, kept_in_all(sum(math.prod(shape) for shape in shapes), sparsity))
+
+
+def erk_shares(shapes: Sequence[Sequence[int]], budget: int) -> list[int]:
+    """As :func:`erk_counts`, for a number of weights to keep in all."""
     sizes = [math.prod(shape) for shape in shapes]
-    budget = kept_in_all(sum(sizes), sparsity)
+    if budget >= sum(sizes):
+        return sizes
     dense: set[int] = set()
     while True:
         sparse = [layer for layer in range(len(sizes)) if layer not in dense]
@@ -50,5 +56,54 @@ def erk_counts(shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
     # The largest remainders get the weights that rounding down left over.
     by_remainder = sorted(shares, key=lambda layer: shares[layer][1], reverse=True)
     for layer in by_remainder[: budget - sum(counts)]:
+        counts[layer] += 1
+    return counts
+
+
+def uniform_shares(sizes: Sequence[int], budget: int) -> list[int]:
+    """The same density for every layer; the counts add up to the budget exactly.
+
+    What rounding down leaves goes to the largest remainders, of equal ones to the first.
+    """
+    return _proportional(sizes, budget)
+
+
+def fit_counts(counts: Sequence[int], lower: Sequence[int], upper: Sequence[int]) -> list[int]:
+    """Moves counts into bounds and leaves their sum as it is.
+
+    What a bound takes from some layers, or asks for them, the others share in proportion to the
+    room that they have.
+
+    Args:
+        counts: one for each layer.
+        lower: the least for each.
+        upper: the most for each, not below ``lower``.
+
+    Raises:
+        ValueError: if no counts inside of the bounds have that sum.
+    """
+    total = sum(counts)
+    if not sum(lower) <= total <= sum(upper):
+        raise ValueError(f"counts add up to {total}: expected {sum(lower)} to {sum(upper)}")
+    bounds = list(zip(lower, upper, strict=True))
+    fitted = [min(max(c, low), high) for c, (low, high) in zip(counts, bounds, strict=True)]
+    missing = total - sum(fitted)
+    sign = 1 if missing >= 0 else -1
+    room = [
+        high - now if missing > 0 else now - low
+        for now, (low, high) in zip(fitted, bounds, strict=True)
+    ]
+    changes = _proportional(room, abs(missing))
+    return [now + sign * change for now, change in zip(fitted, changes, strict=True)]
+
+
+def _proportional(sizes: Sequence[int], budget: int) -> list[int]:
+    total = sum(sizes)
+    if budget == 0 or total == 0:
+        return [0] * len(sizes)
+    shares = [divmod(budget * size, total) for size in sizes]
+    counts = [whole for whole, _ in shares]
+    order = sorted(range(len(sizes)), key=lambda layer: shares[layer][1], reverse=True)
+    for layer in order[: budget - sum(counts)]:
         counts[layer] += 1
     return counts

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..nn.wrappers import unwrap
 from ..ops.precision import without_autocast
 from ..ops.similarity import cka_sum
-from .discovery import StageFunction, StageSpec, resolve_stages, unwrap
+from .discovery import StageFunction, StageSpec, resolve_stages
 
 _LEAST_SAMPLES = {"unbiased": 4, "biased": 2}
 

@@ -10,14 +10,13 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+
+from ..nn.wrappers import clean_name, unwrap
 
 Block: TypeAlias = tuple[str, nn.Module]
 StageSpec: TypeAlias = Sequence[Sequence[str]]
 StageFunction: TypeAlias = Callable[[nn.Module], Sequence[Sequence[str | nn.Module]]]
 
-# Child names under which torch.compile, FSDP and activation checkpointing keep what they wrap.
-_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SEARCHED = (nn.Sequential, nn.ModuleList)
@@ -25,23 +24,6 @@ _TORCH_BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 # Lists of equal modules that stand side by side or between the stages instead of making one.
 _NO_STAGE = re.compile(r"head|classifier|embed|expert|downsample", re.IGNORECASE)
 _NAMES_SHOWN = 12
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module under DataParallel, DDP, torch.compile, FSDP and checkpoint wrappers."""
-    while True:
-        if isinstance(module, nn.DataParallel | DistributedDataParallel):
-            module = module.module
-            continue
-        wrapped = next((module._modules[k] for k in _WRAPPED_AS if k in module._modules), None)
-        if wrapped is None:
-            return module
-        module = wrapped
-
-
-def clean_name(name: str) -> str:
-    """A module's name as it was before anything wrapped it: ``_orig_mod.a.b`` -> ``a.b``."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPED_AS)
 
 
 def module_names(model: nn.Module) -> dict[str, nn.Module]:

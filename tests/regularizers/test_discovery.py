@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.regularizers.discovery import find_stages, resolve_stages, unwrap
+from sparsekern.nn.wrappers import unwrap
+from sparsekern.regularizers.discovery import find_stages, resolve_stages
 
 
 class BasicBlock(nn.Module):

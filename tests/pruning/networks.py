@@ -1,0 +1,75 @@
+"""A small network, its data, and every method with its arguments; the DDP worker reads it too."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparsekern as sk
+
+STEPS_PER_EPOCH = 4
+EPOCHS = 6
+
+
+class SmallNet(nn.Module):
+    """Convolutions, batch norm, linear layers with biases; images are ``(n, 3, 6, 6)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.relu2 = nn.ReLU()
+        self.hidden = nn.Linear(8, 16)
+        self.relu3 = nn.ReLU()
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.relu1(self.bn(self.conv1(x)))
+        x = self.relu2(self.conv2(x)).mean(dim=(2, 3))
+        return self.fc(self.relu3(self.hidden(x)))
+
+
+WEIGHTS = ["conv1.weight", "conv2.weight", "hidden.weight", "fc.weight"]
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return SmallNet()
+
+
+def batch(number, rank=0):
+    """The batch of a step: images and labels that its number determines."""
+    generator = torch.Generator().manual_seed(1000 * rank + number)
+    images = torch.randn(16, 3, 6, 6, generator=generator)
+    return images, torch.randint(0, 5, (16,), generator=generator)
+
+
+def loss_of(model, data):
+    images, labels = data
+    return F.cross_entropy(model(images), labels)
+
+
+def train(model, optimizer, pruner, epochs=EPOCHS, first=0, rank=0, after_step=None):
+    """Plain training, as the protocol has it; ``after_step`` looks at every step."""
+    for epoch in range(first, epochs):
+        for step in range(STEPS_PER_EPOCH):
+            optimizer.zero_grad()
+            loss = loss_of(model, batch(epoch * STEPS_PER_EPOCH + step, rank))
+            (loss + pruner.penalty() if hasattr(pruner, "penalty") else loss).backward()
+            optimizer.step()
+            pruner.step()
+            if after_step is not None:
+                after_step()
+        pruner.epoch()
+
+
+# Name -> a function of the sparsity that makes the pruner, at its end after EPOCHS epochs.
+METHODS = {
+    "rst": lambda sparsity: sk.pruning.RST(sparsity),
+    "rst-uniform": lambda sparsity: sk.pruning.RST(sparsity, distribution="uniform"),
+}
+# Those that have the final sparsity at once.
+STATIC = ["rst", "rst-uniform"]

@@ -1,0 +1,147 @@
+"""The protocol's own rules: which weights, how they are held, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import sparsekern as sk
+from sparsekern.pruning.optimizers import clear_state
+
+
+def test_biases_norms_and_embeddings_stay_dense():
+    net = nn.Sequential(
+        nn.Embedding(9, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 6, 3)
+    )
+    pruner = sk.pruning.RST(0.5).attach(net)
+    assert list(pruner.masks) == ["2.in_proj_weight", "2.out_proj.weight", "3.weight"]
+    assert pruner.total == 48 + 16 + 72
+
+
+def test_a_tied_weight_is_one_weight():
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    net[2].weight = net[0].weight
+    pruner = sk.pruning.RST(0.5).attach(net)
+    assert list(pruner.masks) == ["0.weight"]
+    assert (pruner.kept, pruner.total) == (18, 36)
+
+
+def test_a_tied_weight_of_masked_layers_masks_both():
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    net[2].weight = net[0].weight
+    net = sk.nn.sparsify(net, 0.0)
+    pruner = sk.pruning.RST(0.5).attach(net)
+    assert torch.equal(net[0].mask, pruner.masks["0.weight"])
+    assert torch.equal(net[2].mask, pruner.masks["0.weight"])
+
+
+@pytest.mark.parametrize("exclude", [["2"], []])
+def test_a_weight_tied_to_a_dense_module_stays_dense(exclude):
+    net = nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    net[2].weight = net[1].weight if exclude else net[0].weight
+    if exclude:
+        with pytest.raises(ValueError, match="no linear, convolutional or attention weight"):
+            sk.pruning.RST(0.5, exclude=exclude).attach(net)
+    else:
+        assert list(sk.pruning.RST(0.5).attach(net).masks) == ["1.weight"]
+
+
+def test_momentum_of_what_is_pruned_is_forgotten():
+    net = nn.Linear(10, 10)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, amsgrad=True)
+    net(torch.ones(1, 10)).sum().backward()
+    optimizer.step()
+    mask = sk.pruning.RST(0.5).attach(net, optimizer).masks["weight"]
+    state = optimizer.state[net.weight]
+    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        assert not state[name][~mask].count_nonzero()
+        assert state[name][mask].all()
+    assert optimizer.state[net.bias]["exp_avg"].all()
+    assert state["step"] == 1
+
+
+def test_clear_state_needs_no_optimizer_and_no_state():
+    weight = nn.Parameter(torch.ones(3))
+    clear_state(None, weight, torch.ones(3, dtype=torch.bool))
+    clear_state(torch.optim.SGD([weight], 0.1), weight, torch.ones(3, dtype=torch.bool))
+
+
+def test_neither_nan_nor_inf_survives_under_a_mask():
+    net = nn.Linear(10, 10)
+    pruner = sk.pruning.RST(0.5).attach(net)
+    with torch.no_grad():
+        net.weight.masked_fill_(~pruner.masks["weight"], torch.nan)
+    pruner.step()
+    assert net.weight.isfinite().all()
+
+
+def test_mask_gradients_leaves_those_of_kept_weights():
+    net = nn.Linear(10, 10)
+    pruner = sk.pruning.RST(0.5).attach(net)
+    pruner.mask_gradients()  # there are none yet
+    net(torch.ones(1, 10)).sum().backward()
+    pruner.mask_gradients()
+    assert torch.equal(net.weight.grad.bool(), pruner.masks["weight"])
+    assert net.bias.grad.all()
+
+
+def test_removed_pruners_hold_no_hook():
+    net = nn.Linear(10, 10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pruner = sk.pruning.RST(0.5).attach(net, optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    pruner.remove()
+    assert len(optimizer._optimizer_step_post_hooks) == 0
+
+
+@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+def test_a_model_of_several_dtypes(model, distribution):
+    model.conv2.bfloat16()
+    pruner = sk.pruning.RST(0.8, distribution=distribution).attach(model)
+    assert model.conv2.weight.dtype == torch.bfloat16
+    assert pruner.kept == pruner.total - int(0.8 * pruner.total)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
+def test_sparsities_out_of_range(sparsity):
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
+        sk.pruning.RST(sparsity)
+
+
+def test_errors():
+    net = nn.Linear(4, 4)
+    pruner = sk.pruning.RST(0.5)
+    for name in ("step", "epoch", "state_dict"):
+        with pytest.raises(RuntimeError, match=f"{name}: the pruner is not attached"):
+            getattr(pruner, name)()
+    with pytest.raises(RuntimeError, match="sparsity: the pruner is not attached"):
+        _ = pruner.sparsity
+    with pytest.raises(ValueError, match="model of type ReLU has no linear"):
+        pruner.attach(nn.ReLU())
+    with pytest.raises(ValueError, match="on the meta device"):
+        pruner.attach(nn.Linear(4, 4, device="meta"))
+    with pytest.raises(ValueError, match="exclude names 'head', and the model has no module"):
+        sk.pruning.RST(0.5, exclude="head").attach(net)
+    with pytest.raises(ValueError, match="leaves 2 of 32 weights, and 2 layers are to keep 2 each"):
+        sk.pruning.RST(0.95, min_per_layer=2).attach(nn.Sequential(net, nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="min_per_layer must not be negative, got -1"):
+        sk.pruning.RST(0.5, min_per_layer=-1)
+    pruner.attach(net)
+    with pytest.raises(RuntimeError, match="attached already"):
+        pruner.attach(net)
+
+
+def test_states_of_others_are_refused():
+    state = sk.pruning.RST(0.5).attach(nn.Linear(4, 4)).state_dict()
+    with pytest.raises(ValueError, match=r"RST at sparsity 0\.5: expected RST at 0\.6"):
+        sk.pruning.RST(0.6).load_state_dict(state)
+    other = sk.pruning.RST(0.5)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"masks of weight: expected those of 0\.weight"):
+        other.attach(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match=r"mask of weight has shape \(4, 4\): expected \(4, 5\)"):
+        sk.pruning.RST(0.5).attach(nn.Linear(5, 4)).load_state_dict(state)
+
+
+def test_a_pruner_without_a_metric():
+    with pytest.raises(NotImplementedError, match="Pruner has no metric"):
+        sk.pruning.Pruner(0.5)._choose(1, [])
