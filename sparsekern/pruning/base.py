@@ -39,7 +39,7 @@ class Pruner:
 
     ::
 
-        pruner = sk.pruning.RigL(0.95, steps=len(loader) * epochs)
+        pruner = sk.pruning.RigL(0.95, end=3 * len(loader) * epochs // 4)
         pruner.attach(model, optimizer)         # masks as they are at the start
         for epoch in range(epochs):
             for batch in loader:

@@ -70,6 +70,16 @@ def train(model, optimizer, pruner, epochs=EPOCHS, first=0, rank=0, after_step=N
 METHODS = {
     "rst": lambda sparsity: sk.pruning.RST(sparsity),
     "rst-uniform": lambda sparsity: sk.pruning.RST(sparsity, distribution="uniform"),
+    "gmp": lambda sparsity: sk.pruning.GMP(sparsity, begin=2, end=20, every=3),
+    "gmp-erk": lambda sparsity: sk.pruning.GMP(
+        sparsity, end=20, every=1, initial=0.2, distribution="erk"
+    ),
+    "lth": lambda sparsity: sk.pruning.LTH(sparsity, epochs=2, rounds=2, rewind=1),
+    "lth-kept": lambda sparsity: sk.pruning.LTH(
+        sparsity, epochs=1, rate=0.4, rewind=None, distribution="uniform"
+    ),
+    "set": lambda sparsity: sk.pruning.SET(sparsity, epochs=EPOCHS),
+    "rigl": lambda sparsity: sk.pruning.RigL(sparsity, end=20, every=3),
 }
 # Those that have the final sparsity at once.
-STATIC = ["rst", "rst-uniform"]
+STATIC = ["rst", "rst-uniform", "set", "rigl"]
