@@ -58,6 +58,31 @@ double center_packed(const Problem& problem, const Operands<T>& packed, int64_t 
   return squares;
 }
 
+// The same for features that are stored as bfloat16: their means are taken before they are packed.
+// `sums` has room for depth.
+template <class T>
+double stored_means(const Problem& problem, const Features& layer, int64_t begin, int64_t depth,
+                    double* sums, T* means) {
+  std::fill(sums, sums + depth, 0.0);
+  bf16_kernels()->add_columns(stored_at(layer, 0, begin), layer.ld, problem.n, depth, sums);
+  double squares = 0;
+  for (int64_t k = 0; k < depth; ++k) {
+    const double mean = sums[k] / double(problem.n);
+    squares += mean * mean;
+    means[k] = T(mean);
+  }
+  return squares;
+}
+
+template <class T>
+void pack_stored(const Problem& problem, const Features& layer, int64_t panel, int64_t begin,
+                 int64_t depth, const T* means, Operands<T>& packed) {
+  const int64_t row = panel * kTile;
+  packed.pack_samples(panel, stored_at(layer, row, begin), layer.ld,
+                      int(std::min<int64_t>(kTile, problem.n - row)), depth,
+                      problem.center_features ? means : nullptr);
+}
+
 // A thread's share in column order: pack kDepth columns of all samples, centre, multiply, move on.
 // The features are read once.
 template <class T>
@@ -68,11 +93,18 @@ double segment_gram(const Problem& problem, const Segment& segment, T* means, Op
   bool accumulate = false;
   for (int64_t begin = segment.begin; begin < segment.end; begin += kDepth) {
     const int64_t depth = std::min(kDepth, segment.end - begin);
-    for (int64_t p = 0; p < problem.panels(); ++p)
-      pack_panel(problem, layer, reader, p, begin, depth, packed);
-    if (problem.center_features)
-      squares += center_packed(problem, packed, 0, depth, sums, means + begin);
-    for (int64_t p = 0; p < problem.panels(); ++p) packed.seal(p, depth);
+    if (packed.stored()) {
+      if (problem.center_features)
+        squares += stored_means(problem, layer, begin, depth, sums, means + begin);
+      for (int64_t p = 0; p < problem.panels(); ++p)
+        pack_stored(problem, layer, p, begin, depth, means + begin, packed);
+    } else {
+      for (int64_t p = 0; p < problem.panels(); ++p)
+        pack_panel(problem, layer, reader, p, begin, depth, packed);
+      if (problem.center_features)
+        squares += center_packed(problem, packed, 0, depth, sums, means + begin);
+      for (int64_t p = 0; p < problem.panels(); ++p) packed.seal(p, depth);
+    }
     multiply_lower(packed, problem.panels(), depth, tiles, accumulate);
     accumulate = true;
   }
@@ -166,19 +198,33 @@ void gram_by_tiles(const Problem& problem, T* grams, T* means, LayerStats* stats
       RowReader<T> reader(problem, kTile, kDepth);
       for (int64_t begin = 0; begin < layer.d; begin += kDepth) {
         const int64_t depth = std::min(kDepth, layer.d - begin);
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; ++p)
-          pack_panel(problem, layer, reader, p, begin, depth, packed);
-        if (problem.center_features) {
+        T* chunk_means = layer_means + begin;
+        const auto share = [&](int t) { return depth * t / problem.threads; };
+        if (packed.stored()) {
+          if (problem.center_features) {
 #pragma omp for schedule(static, 1)
-          for (int t = 0; t < problem.threads; ++t)
-            squares[size_t(t)] +=
-                center_packed(problem, packed, depth * t / problem.threads,
-                              depth * (t + 1) / problem.threads, sums.data(), layer_means + begin);
-        }
-        if (products != Products::kNative) {
+            for (int t = 0; t < problem.threads; ++t)
+              squares[size_t(t)] +=
+                  stored_means(problem, layer, begin + share(t), share(t + 1) - share(t),
+                               sums.data(), chunk_means + share(t));
+          }
 #pragma omp for schedule(static)
-          for (int64_t p = 0; p < panels; ++p) packed.seal(p, depth);
+          for (int64_t p = 0; p < panels; ++p)
+            pack_stored(problem, layer, p, begin, depth, chunk_means, packed);
+        } else {
+#pragma omp for schedule(static)
+          for (int64_t p = 0; p < panels; ++p)
+            pack_panel(problem, layer, reader, p, begin, depth, packed);
+          if (problem.center_features) {
+#pragma omp for schedule(static, 1)
+            for (int t = 0; t < problem.threads; ++t)
+              squares[size_t(t)] +=
+                  center_packed(problem, packed, share(t), share(t + 1), sums.data(), chunk_means);
+          }
+          if (products != Products::kNative) {
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < panels; ++p) packed.seal(p, depth);
+          }
         }
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < count; ++index) {

@@ -21,7 +21,11 @@ void backward_columns(const Problem& problem, const Features& layer, const Opera
   const int64_t n = problem.n, cols = end - begin, width = (cols + kTile - 1) / kTile;
   for (int64_t k0 = 0; k0 < n; k0 += kBackwardDepth) {
     const int64_t depth = std::min(kBackwardDepth, n - k0);
-    for (int64_t k = 0; k < depth; k += kTile) {
+    for (int64_t p = 0; p < width && packed.stored(); ++p)
+      packed.pack_steps(p, stored_at(layer, k0, begin + p * kTile), layer.ld, depth,
+                        int(std::min<int64_t>(kTile, cols - p * kTile)),
+                        means ? means + begin + p * kTile : nullptr);
+    for (int64_t k = 0; k < depth && !packed.stored(); k += kTile) {
       const int64_t rows = std::min<int64_t>(kTile, depth - k);
       int64_t ld;
       const T* x = reader.view(layer, k0 + k, rows, begin, cols, &ld);
@@ -30,7 +34,7 @@ void backward_columns(const Problem& problem, const Features& layer, const Opera
             x + p * kTile, ld, rows, int(std::min<int64_t>(kTile, cols - p * kTile)),
             means ? means + begin + p * kTile : nullptr, packed.at(p) + k * kTile);
     }
-    for (int64_t p = 0; p < width; ++p) packed.seal(p, depth);
+    for (int64_t p = 0; p < width && !packed.stored(); ++p) packed.seal(p, depth);
     for (int64_t i = 0; i < problem.panels(); ++i) {
       const int64_t rows = std::min<int64_t>(kTile, n - i * kTile);
       for (int64_t p = 0; p < width; ++p) {

@@ -14,6 +14,11 @@ constexpr int64_t kSmallDepth = 512;
 
 inline bool is_native(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
 
+// Features that are stored as bfloat16, from a row and column on.
+inline const uint16_t* stored_at(const Features& layer, int64_t row, int64_t col) {
+  return static_cast<const uint16_t*>(layer.data) + row * layer.ld + col;
+}
+
 // Rows of features as T: in place where stored so, else converted into a buffer.
 template <class T>
 class RowReader {

@@ -9,9 +9,10 @@
 
 namespace sparsekern {
 
-// What products of 32 x 32 tiles are made of. kBFloat16Triple writes each float as the sum of two
+// What products of 32 x 32 tiles are made of. kBFloat16Stored: of bfloat16 features, which go to
+// their panels without a detour through floats. kBFloat16Triple writes each float as the sum of two
 // bfloat16 numbers and leaves out the product of the two small ones: 16 bits of each element.
-enum class Products { kNative, kBFloat16, kBFloat16Triple };
+enum class Products { kNative, kBFloat16Stored, kBFloat16, kBFloat16Triple };
 
 template <class T>
 Products choose_products(const Problem&) {
@@ -20,7 +21,7 @@ Products choose_products(const Problem&) {
 template <>
 inline Products choose_products<float>(const Problem& problem) {
   if (!bf16_kernels() || problem.is_small()) return Products::kNative;
-  if (problem.dtype == DType::kBFloat16) return Products::kBFloat16;
+  if (problem.dtype == DType::kBFloat16) return Products::kBFloat16Stored;
   if (problem.dtype != DType::kFloat32) return Products::kNative;
   if (problem.precision == Precision::kMedium) return Products::kBFloat16;
   const bool triple = problem.precision == Precision::kHigh && bf16_kernels()->triple_pays;
@@ -47,21 +48,23 @@ class MatrixUnit {
 // Which side of a product operands are for.
 enum class Side { kLeft, kRight, kBoth };
 
-// Panels of up to `capacity` steps. Floats are written to at(panel), then sealed; only then do
-// products see them.
+// Panels of up to `capacity` steps. Floats are written to at(panel), then sealed, or features that
+// are stored as bfloat16 are packed; only then do products see them.
 template <class T>
 class Operands {
  public:
   // The floats lie in `floats`, panels * capacity * kTile of them, or, where null, in memory of its
-  // own.
+  // own, which features that are packed as they are stored do without.
   Operands(Products products, Side side, int64_t panels, int64_t capacity, T* floats = nullptr)
       : products_(products),
         side_(side),
         capacity_(capacity),
         panels_(panels),
-        own_(floats ? 0 : panels * capacity * kTile),
+        own_(floats || stored() ? 0 : panels * capacity * kTile),
         floats_(floats ? floats : own_.data()),
         words_(word_panels() * panel_words()) {}
+
+  bool stored() const { return products_ == Products::kBFloat16Stored; }
 
   T* at(int64_t panel) const { return floats_ + panel * capacity_ * kTile; }
 
@@ -69,17 +72,29 @@ class Operands {
   void seal(int64_t panel, int64_t depth) {
     if constexpr (std::is_same_v<T, float>) {
       if (products_ == Products::kNative) return;
-      const int64_t steps = paired_depth(depth);
-      Buffer<uint32_t> scratch(keeps_panels() ? 0 : parts() * panel_words());
-      uint32_t* rounded[2] = {nullptr, nullptr};
-      for (int part = 0; part < parts(); ++part)
-        rounded[part] = keeps_panels() ? words(part, panel) : scratch.data() + part * panel_words();
-      bf16_kernels()->round_panel(at(panel), depth, rounded[0], rounded[1]);
-      for (int part = 0; part < parts() && keeps_turned(); ++part)
-        bf16_kernels()->turn_panel(rounded[part], steps, turned(part, panel), capacity_ / 2);
+      fill(panel, depth, [&](uint32_t* high, uint32_t* low) {
+        bf16_kernels()->round_panel(at(panel), depth, high, low);
+      });
     } else {
       (void)panel, (void)depth;
     }
+  }
+
+  // A panel of features stored as bfloat16, less the means of their columns (null: none): a lane
+  // per row of x, or a step per row of x.
+  void pack_samples(int64_t panel, const uint16_t* x, int64_t ld, int rows, int64_t depth,
+                    const T* mean) {
+    if constexpr (std::is_same_v<T, float>)
+      fill(panel, depth, [&](uint32_t* words, uint32_t*) {
+        bf16_kernels()->pack_samples(x, ld, rows, depth, mean, words);
+      });
+  }
+  void pack_steps(int64_t panel, const uint16_t* x, int64_t ld, int64_t depth, int cols,
+                  const T* mean) {
+    if constexpr (std::is_same_v<T, float>)
+      fill(panel, depth, [&](uint32_t* words, uint32_t*) {
+        bf16_kernels()->pack_steps(x, ld, depth, cols, mean, words);
+      });
   }
 
   // c (leading dimension ldc) = left[i] right[j]^T, or += with accumulate, over `depth` steps, the
@@ -108,6 +123,19 @@ class Operands {
   }
 
  private:
+  // Has `write` make the words of a panel, and turns them for the left side where that is needed.
+  template <class Write>
+  void fill(int64_t panel, int64_t depth, const Write& write) {
+    Buffer<uint32_t> scratch(keeps_panels() ? 0 : parts() * panel_words());
+    uint32_t* made[2] = {nullptr, nullptr};
+    for (int part = 0; part < parts(); ++part)
+      made[part] = keeps_panels() ? words(part, panel) : scratch.data() + part * panel_words();
+    write(made[0], made[1]);
+    for (int part = 0; part < parts() && keeps_turned(); ++part)
+      bf16_kernels()->turn_panel(made[part], paired_depth(depth), turned(part, panel),
+                                 capacity_ / 2);
+  }
+
   int parts() const { return products_ == Products::kBFloat16Triple ? 2 : 1; }
   bool keeps_turned() const { return side_ != Side::kRight && bf16_kernels()->turn_panel; }
   bool keeps_panels() const { return side_ != Side::kLeft || !bf16_kernels()->turn_panel; }

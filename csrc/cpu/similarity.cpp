@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "buffer.h"
+#include "centring.h"
 #include "gram.h"
 #include "kernel_map.h"
 #include "kernels.h"
@@ -38,62 +39,12 @@ double input_roundoff(DType dtype) {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class T>
-T& diagonal_entry(T* tiles, int64_t i) {
-  return tiles[tile_offset(i / kTile, i / kTile) + (i % kTile) * (kTile + 1)];
-}
-
 // Inner product of two symmetric matrices held as lower tiles, rows of tiles [i, i + 1).
 template <class T>
 double tile_row_dot(const T* a, const T* b, int64_t i) {
   const int64_t at = tile_row_offset(i), below = i * kTileArea;
   return 2 * kernels<T>().dot(a + at, b + at, below) +
          kernels<T>().dot(a + at + below, b + at + below, kTileArea);
-}
-
-// Calls body(row, column, entry) for the entries of the lower tiles inside the matrix, rows of
-// tiles in parallel, longest first.
-template <class T, class Body>
-void for_each_entry(const Problem& problem, T* tiles, Body body) {
-  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
-    const int64_t i = problem.panels() - 1 - index;
-    for (int64_t j = 0; j <= i; ++j) {
-      const int64_t rows = std::min<int64_t>(kTile, problem.n - i * kTile);
-      const int64_t cols = std::min<int64_t>(kTile, problem.n - j * kTile);
-      T* tile = tiles + tile_offset(i, j);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < cols; ++c) body(i * kTile + r, j * kTile + c, tile[r * kTile + c]);
-    }
-  });
-}
-
-// K -> scale * (K - a_i - a_j), with the diagonal cleared for U-centring. A symmetric projection,
-// so it serves a Gram matrix and a gradient alike.
-template <class T>
-void center_tiles(const Problem& problem, double scale, T* tiles) {
-  if (problem.centring == Centring::kNone) return;
-  const int64_t n = problem.n;
-  const bool u = problem.centring == Centring::kU;
-  // Equal entries must centre to exact zero. Float sums in double are exact; double ones are not,
-  // so there one entry is taken off all of them first, which centring cannot see.
-  if (sizeof(T) == sizeof(double) && n > 1) {
-    const T pivot = tiles[kTile];  // row 1, column 0
-    for_each_entry(problem, tiles, [&](int64_t, int64_t, T& entry) { entry -= pivot; });
-  }
-  if (u)
-    for (int64_t i = 0; i < n; ++i) diagonal_entry(tiles, i) = 0;
-  std::vector<double> shift(size_t(problem.padded()));
-  row_sums(problem, tiles, shift.data());
-  double total = 0;
-  for (int64_t i = 0; i < n; ++i) total += shift[size_t(i)];
-  const double own = u ? double(n - 2) : double(n);
-  const double all = u ? double(n - 1) * double(n - 2) : double(n) * double(n);
-  for (double& value : shift) value = value / own - 0.5 * total / all;
-  for_each_entry(problem, tiles, [&](int64_t row, int64_t column, T& entry) {
-    entry = T(scale * (double(entry) - (shift[size_t(row)] + shift[size_t(column)])));
-  });
-  if (u)
-    for (int64_t i = 0; i < n; ++i) diagonal_entry(tiles, i) = 0;
 }
 
 // As linear_noise, for any kernel: relative to the trace of K, or to its norm for RBF, whose tiny
@@ -443,11 +394,24 @@ template <class T>
 void dense_forward(const Problem& problem, void* memory, T* out) {
   const State<T> state = State<T>::at(problem, memory);
   all_grams(problem, state);
-  Buffer<T> values(problem.gram_size());
-  kernel_values(problem, state.grams, state.stats[0], values.data());
-  center_tiles(problem, 1.0, values.data());
-  for_each_entry(problem, values.data(), [&](int64_t row, int64_t column, T entry) {
-    out[row * problem.n + column] = out[column * problem.n + row] = entry;
+  Buffer<T> scratch(scratch_size(problem));
+  T* values = scratch.size() == 0 ? state.grams : scratch.data();
+  kernel_values(problem, state.grams, state.stats[0], values);
+  center_tiles(problem, 1.0, values);
+  // By rows of the result, so that each of its pages is touched once, by one thread.
+  parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t i) {
+    T turned[kTileArea];
+    const int64_t n = problem.n, rows = std::min<int64_t>(kTile, n - i * kTile);
+    for (int64_t j = 0; j < problem.panels(); ++j) {
+      const T* tile = values + (j <= i ? tile_offset(i, j) : tile_offset(j, i));
+      if (j > i) {
+        kernels<T>().pack_transposed(tile, kTile, kTile, kTile, turned);
+        tile = turned;
+      }
+      const int64_t cols = std::min<int64_t>(kTile, n - j * kTile);
+      for (int64_t r = 0; r < rows; ++r)
+        std::copy(tile + r * kTile, tile + r * kTile + cols, out + (i * kTile + r) * n + j * kTile);
+    }
   });
 }
 
@@ -458,8 +422,19 @@ void dense_backward(const Problem& problem, const T* grad, void* memory, T* dx) 
   T* const all_dx[1] = {dx};
   backward_from_grams(problem, state, all_dx, [&](int64_t, T* tiles) {
     std::fill(tiles, tiles + problem.gram_size(), T(0));
-    for_each_entry(problem, tiles, [&](int64_t row, int64_t column, T& entry) {
-      entry = (grad[row * n + column] + grad[column * n + row]) / 2;
+    parallel_for(problem.tile_threads(), problem.panels(), [&](int64_t index) {
+      T turned[kTileArea];
+      const int64_t i = problem.panels() - 1 - index;
+      const int64_t rows = std::min<int64_t>(kTile, n - i * kTile);
+      for (int64_t j = 0; j <= i; ++j) {
+        const int64_t cols = std::min<int64_t>(kTile, n - j * kTile);
+        const T* below = grad + i * kTile * n + j * kTile;
+        kernels<T>().pack_transposed(grad + j * kTile * n + i * kTile, n, int(cols), rows, turned);
+        T* tile = tiles + tile_offset(i, j);
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < cols; ++c)
+            tile[r * kTile + c] = (below[r * n + c] + turned[r * kTile + c]) / 2;
+      }
     });
     center_tiles(problem, 1.0, tiles);
   });

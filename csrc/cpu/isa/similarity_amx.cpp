@@ -28,8 +28,9 @@ void configure() {
 
 void release() { _tile_release(); }
 
-constexpr BFloat16Table kTable = {round_panel, turn_panel, amx_tile_product,
-                                  configure,   release,    true};
+constexpr BFloat16Table kTable = {round_panel, pack_samples, pack_steps,
+                                  add_columns, turn_panel,   amx_tile_product,
+                                  configure,   release,      true};
 
 }  // namespace
 

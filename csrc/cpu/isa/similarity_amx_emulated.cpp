@@ -82,6 +82,42 @@ void round_panel(const float* panel, int64_t depth, uint32_t* high, uint32_t* lo
     }
 }
 
+float widen(uint16_t half) { return to_float(uint32_t(half) << 16); }
+
+// A panel whose lane `lane` of step k is x[row][column], centred, inside the given bounds.
+template <class At>
+void pack_entries(int64_t depth, int lanes, const At& at, uint32_t* panel) {
+  for (int64_t pair = 0; pair < paired_depth(depth) / 2; ++pair)
+    for (int lane = 0; lane < kTile; ++lane) {
+      uint32_t word = 0;
+      for (int half = 0; half < 2; ++half)
+        if (lane < lanes && 2 * pair + half < depth)
+          word |= round_half(at(2 * pair + half, lane)) << (16 * half);
+      panel[pair * kTile + lane] = word;
+    }
+}
+
+void pack_samples(const uint16_t* x, int64_t ld, int rows, int64_t depth, const float* mean,
+                  uint32_t* panel) {
+  const auto at = [&](int64_t k, int lane) {
+    return widen(x[lane * ld + k]) - (mean ? mean[k] : 0);
+  };
+  pack_entries(depth, rows, at, panel);
+}
+
+void pack_steps(const uint16_t* x, int64_t ld, int64_t depth, int cols, const float* mean,
+                uint32_t* panel) {
+  const auto at = [&](int64_t k, int lane) {
+    return widen(x[k * ld + lane]) - (mean ? mean[lane] : 0);
+  };
+  pack_entries(depth, cols, at, panel);
+}
+
+void add_columns(const uint16_t* x, int64_t ld, int64_t rows, int64_t cols, double* sums) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) sums[c] += double(widen(x[r * ld + c]));
+}
+
 void turn_panel(const uint32_t* panel, int64_t depth, uint32_t* turned, int64_t stride) {
   for (int64_t pair = 0; pair < depth / 2; ++pair)
     for (int lane = 0; lane < kTile; ++lane)
@@ -95,8 +131,9 @@ void turn_panel(const uint32_t* panel, int64_t depth, uint32_t* turned, int64_t 
 
 namespace sparsekern {
 namespace {
-constexpr BFloat16Table kTable = {round_panel, turn_panel, amx_tile_product,
-                                  nullptr,     nullptr,    true};
+constexpr BFloat16Table kTable = {round_panel, pack_samples, pack_steps,
+                                  add_columns, turn_panel,   amx_tile_product,
+                                  nullptr,     nullptr,      true};
 }
 const BFloat16Table* amx_emulated() { return &kTable; }
 }  // namespace sparsekern

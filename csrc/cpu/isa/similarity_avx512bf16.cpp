@@ -49,7 +49,8 @@ void tile_product(const uint32_t* left, int64_t, const uint32_t* right, int64_t 
 }
 
 // Twice the rate of float32 here: three products would be slower than one.
-constexpr BFloat16Table kTable = {round_panel, nullptr, tile_product, nullptr, nullptr, false};
+constexpr BFloat16Table kTable = {round_panel,  pack_samples, pack_steps, add_columns, nullptr,
+                                  tile_product, nullptr,      nullptr,    false};
 
 }  // namespace
 

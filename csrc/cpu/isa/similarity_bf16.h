@@ -18,6 +18,18 @@ struct BFloat16Table {
   // null, what the rounding took off, rounded in its turn. Missing steps are zero.
   void (*round_panel)(const float* panel, int64_t depth, uint32_t* high, uint32_t* low);
 
+  // The same panels straight from features that are stored as bfloat16, rows `ld` apart, less the
+  // means of their columns (null: none). pack_samples: a lane per row, `depth` columns, `rows` of
+  // the 32 lanes. pack_steps: a step per row, `depth` rows, `cols` of the 32 lanes. What is missing
+  // is zero.
+  void (*pack_samples)(const uint16_t* x, int64_t ld, int rows, int64_t depth, const float* mean,
+                       uint32_t* panel);
+  void (*pack_steps)(const uint16_t* x, int64_t ld, int64_t depth, int cols, const float* mean,
+                     uint32_t* panel);
+
+  // sums[c] += the sum of column c of such features, in float64.
+  void (*add_columns)(const uint16_t* x, int64_t ld, int64_t rows, int64_t cols, double* sums);
+
   // turned (32 rows of depth / 2 words, `stride` words apart) = transpose of a panel: the left
   // operands of AMX. Null where left operands are panels like the right ones.
   void (*turn_panel)(const uint32_t* panel, int64_t depth, uint32_t* turned, int64_t stride);
