@@ -1,5 +1,7 @@
 """Plug-in regularisers: attach one to a model, add its value to the loss."""
 
 from .cka_sparsity import CKASparsity
+from .hypersparse import HyperSparse
+from .layer_sparsity import LayerSparsity
 
-__all__ = ["CKASparsity"]
+__all__ = ["CKASparsity", "HyperSparse", "LayerSparsity"]
