@@ -60,6 +60,19 @@ def test_default_layouts(dtype: torch.dtype) -> None:
         check(activation(*shape, channel_dim=channel_dim, dtype=dtype), channel_dim, named=False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sizes_around_the_widths_of_the_kernels(dtype: torch.dtype) -> None:
+    """Ends of vectors, rows taken together, strips of many channels, lanes that fill up."""
+    for channels in (1, 2, 3, 7, 8, 31, 33, 64, 100, 1000, 4099, 17_000):
+        check(activation(37, channels, channel_dim=1, dtype=dtype), 1)
+    for length in (1, 2, 15, 16, 49, 63, 64, 65, 129):
+        check(activation(3, 5, length, channel_dim=1, dtype=dtype), 1)
+    x = -torch.rand(2, 600_001).to(dtype)
+    check(x.view(1, 2, -1), 1)
+    check(x.view(-1, 2), 1)
+    check(x.view(-1, 1), 1)
+
+
 def test_the_channel_may_be_any_dimension() -> None:
     for dim in (-4, -3, -2, -1, 0, 1, 2, 3):
         check(activation(4, 6, 7, 5, channel_dim=dim), dim)
@@ -74,13 +87,19 @@ def test_memory_formats() -> None:
     check(torch.complex(torch.randn(9, 4), torch.randn(9, 4)).conj().imag, 1)
 
 
-def test_tiny_and_special_values() -> None:
-    tiny = torch.finfo(torch.float32).tiny / 4
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tiny_and_special_values(dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal / 4
     values = [tiny, -tiny, 0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan]
-    rate = sk.dead_neuron_rate(torch.tensor([values]))
-    # A NaN is not dead: it is not at or below 0.
-    assert rate.static.item() == rate.total.item() == 0.5
-    assert rate.dynamic.item() == 0
+    x = torch.tensor([values], dtype=dtype)
+    for layout in (x, x.repeat(1, 8), x.T.repeat(1, 70).reshape(1, 8, 70)):
+        rate = sk.dead_neuron_rate(layout, channel_dim=1)
+        # A NaN is not dead: it is not at or below 0.
+        assert rate.static.item() == rate.total.item() == 0.5
+        assert rate.dynamic.item() == 0
+
+
+def test_all_and_none() -> None:
     check(torch.full((3, 4), -1.0), 1)
     check(torch.full((3, 4), 1.0), 1)
     check(torch.zeros(1, 1), 1)
