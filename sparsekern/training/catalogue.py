@@ -23,6 +23,36 @@ class Model:
     source: str
 
 
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    Attributes:
+        about: what it holds.
+        files: where under ``--data-dir`` it is looked for; empty: it needs none.
+        size: side of its images; None: as ``--image-size`` says.
+    """
+
+    about: str
+    files: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to a sparse network.
+
+    Attributes:
+        about: what it does.
+        source: where it is described.
+        ap: whether AP can prune along with it.
+    """
+
+    about: str
+    source: str
+    ap: bool = False
+
+
 def _cifar_resnet() -> Model:
     return Model(16, "channels of the first stage", "He et al. 2016, section 4.2 (CIFAR)")
 
@@ -55,4 +85,36 @@ MODELS = {
         "features of a token, a multiple of three",
         "Dosovitskiy et al. 2021, in the size of DeiT-Ti (Touvron et al. 2021)",
     ),
+}
+
+DATA = {
+    "digits": Data("1,797 handwritten digits in 10 classes, part of scikit-learn", "", 8),
+    "cifar10": Data(
+        "60,000 photographs in 10 classes (Krizhevsky 2009)",
+        "cifar-10-batches-py or cifar-10-batches-bin",
+        32,
+    ),
+    "cifar100": Data(
+        "60,000 photographs in 100 classes (Krizhevsky 2009)",
+        "cifar-100-python or cifar-100-binary",
+        32,
+    ),
+    "tinyimagenet": Data(
+        "110,000 photographs in 200 classes (Stanford CS231n)", "tiny-imagenet-200", 64
+    ),
+    "imagefolder": Data(
+        "ImageNet, or images of your own, a folder for each class",
+        "train/<class>/* and val/<class>/*",
+        None,
+    ),
+}
+
+METHODS = {
+    "dense": Method("no weight is removed", ""),
+    "rst": Method("random masks, fixed (ERK densities)", "Liu et al. 2022; Ni et al. 2023"),
+}
+
+REGULARIZERS = {
+    "ckasr": "CKA-SR: layers of a stage made less similar (Ni et al. 2023)",
+    "augckasr": "AugCKA-SR: the same over all layers (Ni et al. 2023)",
 }

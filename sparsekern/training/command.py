@@ -6,15 +6,18 @@ Its imports are light, so that the options can be listed without loading PyTorch
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from .catalogue import MODELS
+from .catalogue import DATA, METHODS, MODELS, REGULARIZERS
 from .settings import (
     ALL_SAMPLES,
     HELD_OUT,
+    NONE,
+    OPTIMIZERS,
     OPTIONS,
-    REGULARIZERS,
+    SCHEDULES,
     Settings,
     default_settings,
 )
@@ -25,26 +28,58 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C stopped
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``sparsekern train``."""
     parser.description = (
-        "Train a sparse network on handwritten digits, with and without a CKA regulariser."
+        "Train sparse networks by one of several methods, with and without regularisers, over "
+        "seeds. Without options: random masks and CKA-SR on handwritten digits."
     )
     add = parser.add_argument
     # No option has a default here: --resume must know which ones were given.
-    add("--model", help=f"{', '.join(MODELS)} (default: {Settings.model})")
-    add("--width", type=int, help=f"channels of the first stage (default: {Settings.width})")
+    add("--method", help=f"{', '.join(METHODS)} (default: {Settings.method})")
     add("--sparsity", type=float, help=f"share of zeros (default: {Settings.sparsity})")
-    add("--regularizer", help=f"{', '.join(REGULARIZERS)} (default: {Settings.regularizer})")
+    add("--model", help=f"{', '.join(MODELS)} (default: {Settings.model})")
+    add("--width", type=int, help="of the network (default: the paper's; see --list)")
+    add("--data", help=f"{', '.join(DATA)} (default: {Settings.data})")
+    add("--data-dir", help=f"where its files are (default: {Settings.data_dir})")
+    add("--image-size", type=int, help=f"of imagefolder (default: {Settings.image_size})")
+    add(
+        "--regularizer",
+        action="append",
+        help=f"{', '.join((NONE, *REGULARIZERS))}; repeat it for several (default: ckasr, none "
+        "with --method)",
+    )
     add("--compare", action="store_true", default=None, help="train without it too, and compare")
-    add("--beta", type=float, help="weight of the regulariser (default: by regulariser)")
+    add("--beta", type=float, help="weight of the CKA regulariser (default: by regulariser)")
     add(
         "--samples",
         type=int,
         help=f"images of a batch it looks at, {ALL_SAMPLES} for all (default: by regulariser)",
     )
     add("--every", type=int, help="it acts on every so many batches (default: by regulariser)")
+    add(
+        "--set",
+        action="append",
+        metavar="NAME.OPTION=VALUE",
+        help="any argument of a method or regulariser, as rst.distribution=uniform",
+    )
     add("--seeds", type=int, help=f"number of seeds (default: {Settings.seeds})")
+    add("--first-seed", type=int, help=f"the first of them (default: {Settings.first_seed})")
     add("--epochs", type=int, help=f"default: {Settings.epochs}")
+    add("--cycle", type=int, help="epochs after which the learning rate begins anew (default: all)")
     add("--batch-size", type=int, help=f"default: {Settings.batch_size}")
-    add("--lr", type=float, help=f"first learning rate (default: {Settings.lr})")
+    add("--optimizer", help=f"{', '.join(OPTIMIZERS)} (default: {Settings.optimizer})")
+    add("--lr", type=float, help=f"highest learning rate (default: {Settings.lr})")
+    add("--momentum", type=float, help=f"of SGD (default: {Settings.momentum})")
+    add("--nesterov", action=argparse.BooleanOptionalAction, default=None, help="its kind")
+    add("--weight-decay", type=float, help=f"default: {Settings.weight_decay}")
+    add("--schedule", help=f"{', '.join(SCHEDULES)} (default: {Settings.schedule})")
+    add(
+        "--milestones",
+        type=float,
+        nargs="+",
+        help="of steps, as shares of the epochs (default: 0.5 0.75)",
+    )
+    add("--gamma", type=float, help=f"factor at a milestone (default: {Settings.gamma})")
+    add("--warmup", type=int, help=f"epochs of growing rate (default: {Settings.warmup})")
+    add("--label-smoothing", type=float, help=f"default: {Settings.label_smoothing}")
     add(
         "--held-out",
         help=f"measure on {' or '.join(HELD_OUT)} images (default: {Settings.held_out})",
@@ -65,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: one line that says which option to change.
     """
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    if args.set:
+        given["options"] = _options(args.set)
     directory = args.out
     if args.resume:
         directory = directory or (Path("runs/demo") if args.demo else None)
@@ -83,18 +120,33 @@ def run(args: argparse.Namespace) -> int:
     return 0 if finished else INTERRUPTED
 
 
+def _options(given: list[str]) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        name, dot, option = key.partition(".")
+        if not (equals and dot and name and option):
+            raise ValueError(f"--set {text} must have the form NAME.OPTION=VALUE")
+        try:
+            options.setdefault(name, {})[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options.setdefault(name, {})[option] = value  # a word
+    return options
+
+
 def _settings_to_resume(directory: Path, given: dict[str, Any]) -> Settings:
     from .store import stored_settings
 
     stored = stored_settings(directory)
-    for name, value in given.items():
-        if stored.get(name) != value:
-            option = f"--{name.replace('_', '-')}"
+    wanted = Settings(**{**stored.as_json(), **given}).as_json()
+    for name, value in stored.as_json().items():
+        if wanted[name] != value:
+            option = "--set" if name == "options" else f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"{option} {value} differs from the {stored.get(name)} that {directory} was "
+                f"{option} {wanted[name]} differs from the {value} that {directory} was "
                 f"started with: leave {option} out to go on, or choose another --out"
             )
-    return Settings(**stored)
+    return stored
 
 
 def _torch_threads() -> int:
@@ -104,4 +156,4 @@ def _torch_threads() -> int:
 
 
 def _default_directory(settings: Settings) -> str:
-    return f"runs/{settings.model}-{settings.sparsity:g}-{settings.regularizer}"
+    return f"runs/{settings.model}-{settings.sparsity:g}-{settings.variants[-1]}"

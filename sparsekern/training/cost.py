@@ -1,4 +1,4 @@
-"""What the regulariser costs per step, in three ways of computing the same loss."""
+"""What the CKA regulariser costs per step, in three ways of computing the same loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from .. import dispatch
 from ..ops.similarity import cka_sum
-from . import data, models
+from . import models
+from .building import make_data, make_model
 from .measure import block_features
 from .settings import ALL_SAMPLES, Settings
 
@@ -87,14 +88,13 @@ def measure_cost(settings: Settings, rounds: int = ROUNDS) -> Cost:
 
     The forms take turns, so that other load on the machine falls on all of them alike.
     """
-    augmented = settings.regularizer == "augckasr"
+    augmented = settings.cka_regularizer == "augckasr"
     estimator, reduction = ("biased", "mean") if augmented else ("unbiased", "sum")
     samples = settings.batch_size if settings.samples == ALL_SAMPLES else settings.samples
-    digits = data.load_digits(0)
-    images, labels = (
-        part[: settings.batch_size] for part in (digits.train_images, digits.train_labels)
-    )
-    model = models.build_model(settings.model, width=settings.width, channels=1, classes=10, seed=0)
+    dataset = make_data(settings, seed=0)
+    count = min(settings.batch_size, len(dataset.train.labels))
+    images, labels = dataset.train.batch(torch.arange(count)), dataset.train.labels[:count]
+    model = make_model(settings, dataset, seed=0)
     names = models.similarity_groups(settings.model)
     groups = [
         [x[:samples].detach().requires_grad_() for x in block_features(model, group, images)]

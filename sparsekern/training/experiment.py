@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,11 @@ from .loop import TrainingRun
 from .settings import Settings
 from .store import SUMMARY, Store, holds_results
 
+_SECONDS_BETWEEN_CHECKPOINTS = 300  # inside long epochs
+
 
 def run_experiment(settings: Settings, directory: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Trains every seed with every loss, then writes the summary and draws the pictures.
+    """Trains every seed in every variant, then writes the summary and draws the pictures.
 
     Args:
         settings: what to train.
@@ -49,11 +52,20 @@ def run_experiment(settings: Settings, directory: Path, *, resume: bool, overwri
             f"{directory} already holds results: add --resume to go on with them, --overwrite to "
             "replace them, or choose another --out"
         )
+    # What cannot be trained is told before anything is written.
+    TrainingRun(settings, settings.variants[-1], settings.first_seed).close()
     store = Store(directory)
     if not resume:
         store.start(settings)
     with _threads(settings.threads), StopRequest() as stop:
-        if not _train(settings, store, console, stop):
+        try:
+            finished = _train(settings, store, console, stop)
+        except OSError as error:
+            raise ValueError(
+                f"{directory} cannot be written to ({error.strerror or error}): the checkpoint "
+                "before is intact; make room and go on with --resume"
+            ) from None
+        if not finished:
             console.print(
                 f"Stopped; a checkpoint is in {directory}. Go on with:\n"
                 f"  sparsekern train --resume --out {directory}",
@@ -88,22 +100,24 @@ def _train(settings: Settings, store: Store, console: Console, stop: StopRequest
         for record in store.records()
         if record["kind"] == "run"
     }
-    runs = list(itertools.product(range(settings.seeds), settings.losses))
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    runs = list(itertools.product(seeds, settings.variants))
     with _progress(console) as progress:
         task = progress.add_task("getting ready", total=None, loss="-", accuracy="-")
-        for index, (seed, loss) in enumerate(runs):
-            if (loss, seed) in complete:
+        for index, (seed, variant) in enumerate(runs):
+            if (variant, seed) in complete:
                 continue
-            run = TrainingRun(settings, loss, seed)
-            if checkpoint and (checkpoint["regularizer"], checkpoint["seed"]) == (loss, seed):
+            run = TrainingRun(settings, variant, seed)
+            if checkpoint and (checkpoint["regularizer"], checkpoint["seed"]) == (variant, seed):
                 run.load_state_dict(checkpoint)
             steps = run.steps_per_epoch * settings.epochs
             progress.update(
                 task,
-                description=f"seed {seed}, {report.label(loss)}",
+                description=f"seed {seed}, {report.label(variant)}",
                 total=steps * len(runs),
                 completed=steps * index + run.steps_done,
             )
+            saved = time.monotonic()
             try:
                 while not run.finished:
                     if stop.requested:
@@ -113,7 +127,10 @@ def _train(settings: Settings, store: Store, console: Console, stop: StopRequest
                     progress.update(task, advance=1, loss=f"{run.running_loss:.3f}")
                     if record:
                         store.append(record)
+                    if record or time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                         store.save_checkpoint(run.state_dict())
+                        saved = time.monotonic()
+                    if record:
                         progress.update(task, accuracy=f"{100 * record['accuracy']:.1f} %")
                 result = run.result()
             finally:
@@ -151,7 +168,7 @@ def _announce(result: report.Record, console: Console) -> None:
 
 def _report(settings: Settings, store: Store, console: Console) -> None:
     records = store.records()
-    cost = measure_cost(settings) if settings.regularizer != "none" else None
+    cost = measure_cost(settings) if settings.cka_regularizer else None
     summary = report.summarise(settings, records, cost)
     store.write_json(SUMMARY, summary)
     console.print(report.results_table(summary))

@@ -1,80 +1,67 @@
-"""One training run: a seed, a loss, and a state that can be saved between any two steps."""
+"""One training run: a seed, a variant, and a state that can be saved between any two steps."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ..regularizers import CKASparsity
-from . import data, models
-from .masks import StaticMasks
-from .measure import accuracy_and_loss, block_similarity
-from .settings import Settings
+from . import models
+from .building import (
+    learning_rate,
+    make_data,
+    make_model,
+    make_optimizer,
+    make_penalties,
+    make_pruner,
+)
+from .data import BatchLoader
+from .measure import accuracy_and_loss, block_similarity, dead_neurons, similarity_images, spread
+from .settings import NONE, Settings
 
 Record = dict[str, Any]
+_DEAD_NEURON_IMAGES = 256
 
 
 class TrainingRun:
     """Trains one network, a step at a time.
 
-    Everything random (split, masks, initial weights, order of the images) is a function of the
-    seed, so that runs of one seed differ in nothing but the loss and can be compared in pairs.
+    Everything random (split, masks, initial weights, order and augmentation of the images) is a
+    function of the seed, so that runs of one seed differ in nothing but the variant and can be
+    compared in pairs.
 
     Args:
         settings: the experiment.
-        regularizer: ``"none"``, ``"ckasr"`` or ``"augckasr"``.
+        variant: one of ``settings.variants``.
         seed: decides everything random.
     """
 
-    def __init__(self, settings: Settings, regularizer: str, seed: int) -> None:
-        self.regularizer = regularizer
+    def __init__(self, settings: Settings, variant: str, seed: int) -> None:
+        self.variant = variant
         self.seed = seed
         self._settings = settings
-        self.digits = data.load_digits(seed, settings.held_out)
-        self.model = models.build_model(
-            settings.model, width=settings.width, channels=1, classes=10, seed=seed
-        )
-        self.masks = StaticMasks(self.model, settings.sparsity, seed)
+        self.data = make_data(settings, seed)
+        self.model = make_model(settings, self.data, seed)
+        self._optimizer = make_optimizer(settings, self.model)
         self._groups = models.similarity_groups(settings.model)
-        self._penalty = self._attach()
-        self._optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.lr,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-        )
+        names = [name for name in variant.split("+") if name != NONE]
+        self.penalties = make_penalties(settings, names, self.model)
+        self.pruner = make_pruner(settings, seed)
+        if self.pruner is not None:
+            self.pruner.attach(self.model, self._optimizer)
+        self._loader = BatchLoader(self.data.train, settings.batch_size, seed)
+        self._drops_out = any(isinstance(module, nn.Dropout) for module in self.model.modules())
         self.epoch = 0
         self.batch = 0
-        self._batches = self._shuffle()
         self._sums = _no_sums()
         self._seconds = 0.0
         self._running_loss = math.nan
-
-    def _attach(self) -> CKASparsity | None:
-        settings = self._settings
-        if self.regularizer == "none":
-            return None
-        augmented = self.regularizer == "augckasr"
-        return CKASparsity(
-            self.model,
-            self._groups,
-            beta=settings.beta,
-            samples=settings.samples,
-            every=settings.every,
-            estimator="biased" if augmented else "unbiased",
-            pairs="all" if augmented else "stage",
-        )
-
-    def _shuffle(self) -> list[Tensor]:
-        return data.epoch_batches(
-            len(self.digits.train_labels), self._settings.batch_size, self.seed, self.epoch
-        )
 
     @property
     def finished(self) -> bool:
@@ -84,12 +71,12 @@ class TrainingRun:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one epoch."""
-        return len(self._batches)
+        return len(self._loader)
 
     @property
     def steps_done(self) -> int:
         """Batches trained on since the first epoch."""
-        return self.epoch * len(self._batches) + self.batch
+        return self.epoch * self.steps_per_epoch + self.batch
 
     @property
     def running_loss(self) -> float:
@@ -106,33 +93,45 @@ class TrainingRun:
             ValueError: if the loss is no longer finite.
         """
         start = time.perf_counter()
-        indices = self._batches[self.batch]
-        images, labels = self.digits.train_images[indices], self.digits.train_labels[indices]
+        images, labels = self._loader.get(self.epoch, self.batch)
         self._set_learning_rate()
         self.model.train()
-        logits = self.model(images)
-        loss = functional.cross_entropy(logits, labels)
-        penalty = self._penalty() if self._penalty is not None else torch.zeros(())
+        with self._dropout():
+            logits = self.model(images)
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=self._settings.label_smoothing
+        )
+        penalty = sum((penalty() for penalty in self.penalties.values()), torch.zeros(()))
         self._optimizer.zero_grad()
         torch.autograd.backward(loss + penalty)
         self._optimizer.step()
-        self.masks.apply()
-        self._tally(logits.detach(), labels, loss.item(), penalty.item())
+        if self.pruner is not None:
+            self.pruner.step()
+        self._tally(logits.detach(), labels, loss.item(), float(penalty.detach()))
         self.batch += 1
         self._seconds += time.perf_counter() - start
-        return self._end_epoch() if self.batch == len(self._batches) else None
+        return self._end_epoch() if self.batch == self.steps_per_epoch else None
 
     def _set_learning_rate(self) -> None:
-        epochs = self._settings.epochs
-        drops = (self.epoch >= epochs / 2) + (self.epoch >= epochs * 3 / 4)
+        rate = learning_rate(self._settings, self.epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr * 0.1**drops
+            group["lr"] = rate
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Makes dropout a function of the seed and the step, wherever training was taken up."""
+        if not self._drops_out:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 32) + self.steps_done)
+            yield
 
     def _tally(self, logits: Tensor, labels: Tensor, loss: float, penalty: float) -> None:
         if not math.isfinite(loss + penalty):
             raise ValueError(
                 f"the loss is no longer finite in epoch {self.epoch + 1} of seed {self.seed}: "
-                "choose a lower --lr or --beta"
+                f"choose a lower --lr{' or --beta' if self.penalties else ''}"
             )
         self._sums["loss"] += loss * len(labels)
         self._sums["correct"] += int((logits.argmax(dim=1) == labels).sum())
@@ -142,56 +141,66 @@ class TrainingRun:
 
     def _end_epoch(self) -> Record:
         sums = self._sums
-        accuracy, loss = accuracy_and_loss(
-            self.model, self.digits.held_out_images, self.digits.held_out_labels
-        )
-        self.epoch += 1
+        # Measured before the method may prune and rewind: the network that was trained.
         record = {
             "kind": "epoch",
-            "regularizer": self.regularizer,
+            "regularizer": self.variant,
             "seed": self.seed,
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
+            "lr": self._optimizer.param_groups[0]["lr"],
             "train_loss": sums["loss"] / sums["seen"],
             "train_accuracy": sums["correct"] / sums["seen"],
             "penalty": sums["penalty"] / self.batch,
-            "loss": loss,
-            "accuracy": accuracy,
+            **self._held_out(),
+            "sparsity": self.pruner.sparsity if self.pruner is not None else 0.0,
         }
+        if self.pruner is not None:
+            self.pruner.epoch()
+        self.epoch += 1
         self.batch = 0
-        self._batches = self._shuffle()
         self._sums = _no_sums()
         return record
 
+    def _held_out(self) -> Record:
+        images = self.data.held_out
+        accuracy, loss = accuracy_and_loss(self.model, images)
+        some = images.batch(spread(len(images.labels), _DEAD_NEURON_IMAGES))
+        return {"loss": loss, "accuracy": accuracy, "dead_neurons": dead_neurons(self.model, some)}
+
     def result(self) -> Record:
         """What the trained network achieves: the accuracy of its last epoch, and its CKA."""
-        accuracy, loss = accuracy_and_loss(
-            self.model, self.digits.held_out_images, self.digits.held_out_labels
-        )
-        similarity = block_similarity(self.model, self._groups, self.digits.held_out_images)
+        blocks = [name for group in self._groups for name in group]
+        images = similarity_images(self.model, blocks, self.data.held_out)
+        similarity = block_similarity(self.model, self._groups, images)
+        layers = self.pruner.kept_per_layer if self.pruner is not None else {}
         return {
             "kind": "run",
-            "regularizer": self.regularizer,
+            "regularizer": self.variant,
+            "method": self._settings.method,
             "seed": self.seed,
-            "accuracy": accuracy,
-            "loss": loss,
+            **self._held_out(),
             "interlayer_cka": similarity.inside_groups,
             "interlayer_cka_all": similarity.all_pairs,
             "blocks": similarity.blocks,
             "cka": similarity.matrix,
-            "weights": self.masks.total,
-            "kept": self.masks.kept,
+            "weights": self.pruner.total if self.pruner is not None else 0,
+            "kept": self.pruner.kept if self.pruner is not None else 0,
+            "layers": {name: list(counts) for name, counts in layers.items()},
             "seconds": round(self._seconds, 3),
         }
 
     def close(self) -> None:
-        """Takes the regulariser's hooks off the model."""
-        if self._penalty is not None:
-            self._penalty.remove()
+        """Takes the hooks off the model and the optimizer, and ends reading ahead."""
+        for penalty in self.penalties.values():
+            penalty.remove()
+        if self.pruner is not None:
+            self.pruner.remove()
+        self._loader.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on and that the seed alone does not give."""
         return {
-            "regularizer": self.regularizer,
+            "regularizer": self.variant,
             "seed": self.seed,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -199,18 +208,20 @@ class TrainingRun:
             "seconds": self._seconds,
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "penalty": self._penalty.state_dict() if self._penalty is not None else None,
+            "penalties": {name: p.state_dict() for name, p in self.penalties.items()},
+            "pruner": self.pruner.state_dict() if self.pruner is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken, bit for bit."""
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._sums, self._seconds = state["sums"], state["seconds"]
-        self._batches = self._shuffle()
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        if self._penalty is not None:
-            self._penalty.load_state_dict(state["penalty"])
+        for name, penalty in self.penalties.items():
+            penalty.load_state_dict(state["penalties"][name])
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
 
 
 def _no_sums() -> dict[str, float]:

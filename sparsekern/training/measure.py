@@ -9,16 +9,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..ops.activity import DeadNeuronRate, dead_neuron_rate
 from ..ops.similarity import cka_matrix
+from .data import ImageSet
+
+_SIMILARITY_IMAGES = 1000
+_SIMILARITY_BYTES = 1 << 30  # of features that are held at once
 
 
 @torch.no_grad()
-def accuracy_and_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+def accuracy_and_loss(
+    model: nn.Module, images: ImageSet, batch_size: int = 512
+) -> tuple[float, float]:
     """The share of images classified right, and the mean cross-entropy, in evaluation mode."""
     model.eval()
-    logits = model(images)
-    right = int((logits.argmax(dim=1) == labels).sum())
-    return right / len(labels), functional.cross_entropy(logits, labels).item()
+    right, loss = 0, 0.0
+    for indices in torch.arange(len(images.labels)).split(batch_size):
+        labels = images.labels[indices]
+        logits = model(images.batch(indices))
+        right += int((logits.argmax(dim=1) == labels).sum())
+        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+    return right / len(images.labels), loss / len(images.labels)
+
+
+def spread(count: int, most: int) -> Tensor:
+    """Up to ``most`` indices of ``count`` images, evenly spread, for files are sorted by class."""
+    taken = min(count, most)
+    return torch.arange(taken) * count // taken
+
+
+@torch.no_grad()
+def dead_neurons(model: nn.Module, images: Tensor) -> dict[str, float] | None:
+    """How many ReLU outputs are 0: for all images (static), for some (dynamic), together (total).
+
+    Means over the neurons of all ReLUs, in evaluation mode; a channel is a neuron. None for a
+    network without ReLU.
+    """
+    model.eval()
+    rates: list[tuple[int, DeadNeuronRate]] = []
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        rates.append((output.shape[1], dead_neuron_rate(output)))
+
+    relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    handles = [module.register_forward_hook(hook) for module in relus]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    neurons = sum(count for count, _ in rates)
+    if not neurons:
+        return None
+    return {
+        kind: sum(count * float(getattr(rate, kind)) for count, rate in rates) / neurons
+        for kind in ("static", "dynamic", "total")
+    }
+
+
+@torch.no_grad()
+def similarity_images(model: nn.Module, names: Sequence[str], images: ImageSet) -> Tensor:
+    """Images to compare blocks on: up to 1,000, evenly spread, fewer where features are large."""
+    model.eval()
+    one = block_features(model, names, images.batch(torch.zeros(1, dtype=torch.int64)))
+    room = _SIMILARITY_BYTES // sum(x.numel() * x.element_size() for x in one)
+    return images.batch(spread(len(images.labels), min(_SIMILARITY_IMAGES, max(16, room))))
 
 
 def block_features(model: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:

@@ -47,7 +47,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
     figure = Figure(figsize=(7, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     last: list[float] = []
-    for loss, colour in zip(settings.losses, _COLOURS, strict=False):
+    for loss, colour in zip(settings.variants, _COLOURS, strict=False):
         curves = 100 * np.array(
             [
                 [
@@ -56,7 +56,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
                     if record["kind"] == "epoch"
                     and (record["regularizer"], record["seed"]) == (loss, seed)
                 ]
-                for seed in range(settings.seeds)
+                for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
             ]
         )
         epochs = np.arange(1, curves.shape[1] + 1)
@@ -70,7 +70,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{settings.held_out} accuracy, %")
     axes.set_title(
-        f"{settings.model} on digits, sparsity {settings.sparsity:g}, "
+        f"{settings.model} on {settings.data}, sparsity {settings.sparsity:g}, "
         f"{settings.seeds} seed(s): mean ± std",
         fontsize=11,
     )
@@ -85,7 +85,7 @@ def draw_similarity(path: Path, settings: Settings, records: Sequence[Record]) -
     runs = [record for record in records if record["kind"] == "run"]
     by_loss = {
         loss: [record for record in runs if record["regularizer"] == loss]
-        for loss in settings.losses
+        for loss in settings.variants
     }
     maps = [np.mean([r["cka"] for r in of], axis=0) for of in by_loss.values()]
     lowest = min(float(values.min()) for values in maps)

@@ -27,7 +27,7 @@ def summarise(settings: Settings, records: Sequence[Record], cost: Cost | None) 
     """
     runs = {
         loss: {r["seed"]: r for r in records if r["kind"] == "run" and r["regularizer"] == loss}
-        for loss in settings.losses
+        for loss in settings.variants
     }
     summary: Record = {
         "settings": settings.as_json(),
@@ -38,7 +38,7 @@ def summarise(settings: Settings, records: Sequence[Record], cost: Cost | None) 
         "cost": asdict(cost) if cost else None,
     }
     if settings.compare:
-        without, with_it = (runs[loss] for loss in settings.losses)
+        without, with_it = (runs[loss] for loss in settings.variants)
         summary["paired"] = {
             measure: _difference(
                 [with_it[seed][measure] - without[seed][measure] for seed in runs["none"]]
@@ -107,6 +107,16 @@ def cost_line(cost: Cost) -> str:
     )
 
 
-def label(loss: str) -> str:
-    """The name of a loss as people read it."""
-    return {"none": "no regulariser", "ckasr": "CKA-SR", "augckasr": "AugCKA-SR"}[loss]
+_LABELS = {
+    "none": "no regulariser",
+    "ckasr": "CKA-SR",
+    "augckasr": "AugCKA-SR",
+    "hypersparse": "HyperSparse",
+    "layersparsity": "layer sparsity",
+    "ap": "AP",
+}
+
+
+def label(variant: str) -> str:
+    """The name of a variant as people read it."""
+    return " + ".join(_LABELS[part] for part in variant.split("+"))

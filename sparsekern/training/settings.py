@@ -3,70 +3,165 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
-from .catalogue import MODELS
+from .catalogue import DATA, METHODS, MODELS, REGULARIZERS
 
-REGULARIZERS = ("none", "ckasr", "augckasr")
 HELD_OUT = ("test", "validation")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("steps", "cosine", "constant")
 ALL_SAMPLES = -1
+NONE = "none"  # the name of training without regulariser and without AP
+CKA_REGULARIZERS = ("ckasr", "augckasr")
+AP = "ap"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One experiment: the same network trained over several seeds, with one or two losses.
+    """One experiment: the same network trained over several seeds, in one or two variants.
 
     Attributes:
-        model: one of ``MODELS``.
+        model: one of ``catalogue.MODELS``.
         width: of the network; what it counts, ``catalogue.MODELS`` says.
+        data: one of ``catalogue.DATA``.
+        data_dir: where its files are.
+        image_size: side of the images, for data that come in any size.
+        method: one of ``catalogue.METHODS``.
         sparsity: share of zeros over convolution and linear weights, in ``[0, 1)``.
-        regularizer: one of ``REGULARIZERS``.
-        compare: train each seed without the regulariser too.
-        beta: weight of the regulariser.
+        ap: prune by AP along with the method.
+        regularizer: any of ``catalogue.REGULARIZERS``, in the order of the losses.
+        compare: train each seed without the regularisers and without AP too.
+        beta: weight of the CKA regulariser.
         samples: images of a batch it looks at, ``ALL_SAMPLES`` for the whole batch.
         every: it acts on every ``every``-th batch.
-        seeds: runs, with seeds 0, 1, ...
+        options: further arguments, by the name of a method, of a regulariser, or ``"ap"``.
+        seeds: runs, with seeds 0, 1, ... unless ``first_seed`` says otherwise.
+        first_seed: the first of them.
         epochs: passes over the training images.
+        cycle: epochs after which the learning rate begins anew, for methods that train repeatedly;
+            0: never.
         batch_size: images in a batch.
-        lr: first learning rate, divided by 10 after a half and three quarters of the epochs.
+        optimizer: one of ``OPTIMIZERS``.
+        lr: highest learning rate.
+        momentum: of SGD.
+        nesterov: whether SGD's momentum is Nesterov's.
+        weight_decay: of all parameters.
+        schedule: one of ``SCHEDULES``: ``"steps"`` multiplies the rate by ``gamma`` at each of the
+            milestones.
+        milestones: shares of the epochs (of a cycle, if there are any).
+        gamma: see there.
+        warmup: epochs in which the rate grows to ``lr``, one part of it each.
+        label_smoothing: of the cross-entropy.
         held_out: which images the accuracy is measured on, one of ``HELD_OUT``.
         threads: PyTorch's compute threads.
+        recipe: where the values come from that were not given, for the record.
     """
 
     model: str = "resnet20"
     width: int = 16
+    data: str = "digits"
+    data_dir: str = "data"
+    image_size: int = 224
+    method: str = "rst"
     sparsity: float = 0.95
-    regularizer: str = "ckasr"
+    ap: bool = False
+    regularizer: tuple[str, ...] = ("ckasr",)
     compare: bool = False
     beta: float = 0.0
     samples: int = 0
     every: int = 0
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: int = 3
+    first_seed: int = 0
     epochs: int = 40
+    cycle: int = 0
     batch_size: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "steps"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    warmup: int = 0
+    label_smoothing: float = 0.0
     held_out: str = "test"
     threads: int = 1
+    recipe: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "regularizer", _names(self.regularizer))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         _one_of("--model", self.model, tuple(MODELS))
-        _one_of("--regularizer", self.regularizer, REGULARIZERS)
+        _one_of("--data", self.data, tuple(DATA))
+        _one_of("--method", self.method, tuple(METHODS))
         _one_of("--held-out", self.held_out, HELD_OUT)
+        _one_of("--optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        for option in ("width", "seeds", "epochs", "threads"):
+            _at_least(option, getattr(self, option), 1)
+        for option in ("cycle", "warmup", "first_seed"):
+            _at_least(option, getattr(self, option), 0)
+        _at_least("batch-size", self.batch_size, 4)
+        _at_least("image-size", self.image_size, 4)
+        _positive("lr", self.lr)
+        _positive("gamma", self.gamma)
+        for option in ("weight_decay", "momentum", "label_smoothing"):
+            _not_negative(option, getattr(self, option))
+        if self.nesterov and not self.momentum and self.optimizer == "sgd":
+            raise ValueError("--momentum 0 has no Nesterov form: add --no-nesterov")
+        if self.cycle and self.epochs % self.cycle:
+            raise ValueError(
+                f"--epochs must be a multiple of --cycle, {self.cycle}; got {self.epochs}"
+            )
+        if any(not 0 < share < 1 for share in self.milestones):
+            raise ValueError(
+                f"milestones must be shares of the epochs between 0 and 1, got {self.milestones}"
+            )
+        self._check_method()
+        self._check_regularizers()
+
+    def _check_method(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(
                 f"--sparsity is the share of zeros, in [0, 1) such as 0.95; got {self.sparsity}"
             )
-        for option in ("width", "seeds", "epochs", "threads"):
-            _at_least(option, getattr(self, option), 1)
-        _at_least("batch-size", self.batch_size, 4)
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"--lr must be a positive number, got {self.lr}")
-        if self.regularizer == "none":
+        if self.ap and not METHODS[self.method].ap:
+            able = ", ".join(name for name, method in METHODS.items() if method.ap)
+            raise ValueError(
+                f"--ap prunes along with a method that prunes during training ({able}); "
+                f"--method {self.method} does not"
+            )
+        known = {self.method, *self.regularizer, *([AP] if self.ap else [])}
+        for name in self.options:
+            if name not in known:
+                raise ValueError(
+                    f"--set {name}.... is for {name}, which is not in use: known here are "
+                    f"{', '.join(sorted(known))}"
+                )
+
+    def _check_regularizers(self) -> None:
+        for name in self.regularizer:
+            _one_of("--regularizer", name, (NONE, *REGULARIZERS))
+        if len(set(self.regularizer)) < len(self.regularizer):
+            raise ValueError(f"--regularizer {' '.join(self.regularizer)}: each only once")
+        if self.method == "art" and "hypersparse" in self.regularizer:
+            raise ValueError(
+                "--regularizer hypersparse is part of --method art already: leave it out"
+            )
+        if not self.regularizer and not self.ap:
             if self.compare:
-                raise ValueError("--compare needs a --regularizer to compare with none")
+                raise ValueError("--compare needs a --regularizer, or --ap, to compare with none")
             return
-        if not 0 <= self.beta < float("inf"):
+        cka = [name for name in self.regularizer if name in CKA_REGULARIZERS]
+        if len(cka) > 1:
+            raise ValueError("--regularizer ckasr and augckasr are forms of one: choose one")
+        if not cka:
+            return
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"--beta must be a number of at least 0, got {self.beta}")
         _at_least("every", self.every, 1)
         if self.samples != ALL_SAMPLES and self.samples < 4:
@@ -76,41 +171,77 @@ class Settings:
             )
 
     @property
-    def losses(self) -> list[str]:
-        """The regularisers that every seed is trained with, in order."""
-        return ["none", self.regularizer] if self.compare else [self.regularizer]
+    def variants(self) -> list[str]:
+        """The names of what every seed is trained with, in order, as ``"ckasr+ap"``."""
+        full = "+".join([*self.regularizer, *([AP] if self.ap else [])]) or NONE
+        return [NONE, full] if self.compare else [full]
+
+    @property
+    def cka_regularizer(self) -> str | None:
+        """The CKA regulariser in use, if any."""
+        return next((name for name in self.regularizer if name in CKA_REGULARIZERS), None)
 
     def as_json(self) -> dict[str, Any]:
         """The settings as plain values; ``Settings(**values)`` makes them again."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-OPTIONS = tuple(field.name for field in dataclasses.fields(Settings))
+OPTIONS = tuple(entry.name for entry in dataclasses.fields(Settings))
 
 # The paper's samples and intervals, and its beta of AugCKA-SR. Its beta of CKA-SR, 1e-4, is meant
 # for 62,560 steps on CIFAR and does nothing in the 480 steps of 40 epochs of digits; this one was
 # chosen on validation images, see docs/results.md.
-_REGULARIZER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "none": {"samples": 8, "every": 5},
+_CKA_DEFAULTS: dict[str | None, dict[str, Any]] = {
+    None: {"samples": 8, "every": 5},
     "ckasr": {"beta": 0.03, "samples": 8, "every": 5},
     "augckasr": {"beta": 0.1, "samples": ALL_SAMPLES, "every": 1},
 }
 DEMO: dict[str, Any] = {"model": "resnet8", "compare": True, "seeds": 3, "epochs": 40}
 
 
-def default_settings(given: dict[str, Any], *, demo: bool) -> Settings:
+def default_settings(
+    given: dict[str, Any], *, demo: bool = False, recipe: dict[str, Any] | None = None
+) -> Settings:
     """Completes the options given on the command line.
 
     Args:
         given: the options that were given, by their names in ``Settings``.
         demo: whether the demo's values come before the general defaults.
+        recipe: values that come before the general defaults too.
 
     Raises:
         ValueError: one line that says which option to change.
     """
-    values = {**(DEMO if demo else {}), **given}
-    regularizer = values.get("regularizer", Settings.regularizer)
-    return Settings(**{**_REGULARIZER_DEFAULTS.get(regularizer, {}), **values})
+    recipe = dict(recipe or {})
+    values = {**(DEMO if demo else {}), **recipe, **given}
+    if "method" in given and given["method"] != recipe.get("method"):
+        # What a recipe says of its method is not meant for another.
+        recipe_options = dict(recipe.get("options", {}))
+        recipe_options.pop(str(recipe.get("method")), None)
+        recipe["options"] = recipe_options
+    values["options"] = _merged(recipe.get("options", {}), given.get("options", {}))
+    if "method" in values and "regularizer" not in values:
+        values["regularizer"] = ()  # CKA-SR is the default only of `sparsekern train` as it stands
+    names = _names(values.get("regularizer", Settings.regularizer))
+    cka = next((name for name in names if name in CKA_REGULARIZERS), None)
+    if values.get("model", Settings.model) in MODELS:
+        values.setdefault("width", MODELS[values.get("model", Settings.model)].width)
+    if values.get("method") == "dense":
+        values.setdefault("sparsity", 0.0)
+    return Settings(**{**_CKA_DEFAULTS[cka], **values})
+
+
+def _merged(
+    first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    names = dict.fromkeys([*first, *second])
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    return () if names == (NONE,) else names
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -121,3 +252,13 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 def _at_least(option: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"--{option.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def _positive(option: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"--{option.replace('_', '-')} must be a positive number, got {value}")
+
+
+def _not_negative(option: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"--{option.replace('_', '-')} must not be negative, got {value}")

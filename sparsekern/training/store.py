@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,22 @@ Record = dict[str, Any]
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file as a whole: a reader, or a crash, sees the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with _replacement(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the other's place if all went well, else it is removed."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # before the name is: else a power failure leaves it empty
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def holds_results(directory: Path) -> bool:
@@ -38,7 +51,7 @@ def holds_results(directory: Path) -> bool:
     return any((directory / name).exists() for name in (CONFIG, RESULTS, CHECKPOINT))
 
 
-def stored_settings(directory: Path) -> dict[str, Any]:
+def stored_settings(directory: Path) -> Settings:
     """The settings of the experiment in a directory.
 
     Raises:
@@ -46,7 +59,7 @@ def stored_settings(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return Settings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
     except FileNotFoundError:
         raise ValueError(
             f"{directory} holds nothing to resume: leave out --resume, or give the --out of a run "
@@ -54,7 +67,6 @@ def stored_settings(directory: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: start again with --overwrite") from None
-    return settings
 
 
 class Store:
@@ -98,7 +110,10 @@ class Store:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         descriptor = os.open(self.directory / RESULTS, flags, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, line.encode()) < len(line.encode()):
+                os.ftruncate(descriptor, size)  # no half lines
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
 
@@ -132,10 +147,8 @@ class Store:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes the state of the run in progress, atomically."""
-        path = self.directory / CHECKPOINT
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with _replacement(self.directory / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state of the run in progress, or None where every started run is complete."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sparsekern.cli import main
+from sparsekern.training import building
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +13,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def fresh_data():
+    """Data read by one test are not those of the next."""
+    building._load.cache_clear()
 
 
 @pytest.fixture

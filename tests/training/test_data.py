@@ -5,14 +5,14 @@ from sparsekern.training.data import SMALLEST_BATCH, epoch_batches, load_digits
 
 def test_digits_are_split_by_class_and_seed():
     digits, again, other = (load_digits(seed) for seed in (0, 0, 1))
-    assert digits.train_images.shape == (1437, 1, 8, 8)
-    assert digits.held_out_images.shape == (360, 1, 8, 8)
-    assert torch.equal(digits.train_images, again.train_images)
-    assert not torch.equal(digits.train_labels, other.train_labels)
-    shares = torch.bincount(digits.held_out_labels) / torch.bincount(digits.train_labels)
+    assert digits.train.images.shape == (1437, 1, 8, 8)
+    assert digits.held_out.images.shape == (360, 1, 8, 8)
+    assert torch.equal(digits.train.images, again.train.images)
+    assert not torch.equal(digits.train.labels, other.train.labels)
+    shares = torch.bincount(digits.held_out.labels) / torch.bincount(digits.train.labels)
     assert (shares - 0.25).abs().max() < 0.01
-    assert abs(digits.train_images.mean().item()) < 1e-5
-    assert abs(digits.train_images.std().item() - 1) < 1e-5
+    assert abs(digits.train.images.mean().item()) < 1e-5
+    assert abs(digits.train.images.std().item() - 1) < 1e-5
 
 
 def test_validation_images_come_from_the_training_images():
@@ -24,8 +24,8 @@ def test_validation_images_come_from_the_training_images():
         levels = (flat - flat.min()) / (flat.max() - flat.min()) * 16
         return [tuple(row) for row in levels.round().int().tolist()]
 
-    trained_on = set(rows(test.train_images))
-    seen = rows(validation.train_images) + rows(validation.held_out_images)
+    trained_on = set(rows(test.train.images))
+    seen = rows(validation.train.images) + rows(validation.held_out.images)
     assert len(seen) == 1437
     assert set(seen) == trained_on
 

@@ -46,13 +46,13 @@ def test_masked_weights_stay_exactly_zero():
     before = {name: p.clone() for name, p in run.model.named_parameters()}
     for _ in range(15):
         run.step()
-        for name, mask in run.masks.masks.items():
+        for name, mask in run.pruner.masks.items():
             weight = run.model.get_parameter(name)
             assert torch.count_nonzero(weight[~mask]) == 0
-    for name, mask in run.masks.masks.items():
+    for name, mask in run.pruner.masks.items():
         weight = run.model.get_parameter(name)
         assert not torch.equal(weight[mask], before[name][mask])
-    assert run.result()["kept"] == run.masks.kept
+    assert run.result()["kept"] == run.pruner.kept
 
 
 @pytest.mark.parametrize("regularizer", ["none", "ckasr", "augckasr"])
@@ -68,7 +68,7 @@ def test_a_seed_determines_a_run(regularizer):
 def test_runs_of_one_seed_differ_in_the_loss_only():
     with_it, without = make_run("ckasr"), make_run("none")
     assert_same_state(with_it, without)
-    assert torch.equal(with_it.digits.train_images, without.digits.train_images)
+    assert torch.equal(with_it.data.train.images, without.data.train.images)
     zero = make_run("ckasr", beta=0.0)
     assert [r["train_loss"] for r in finish(zero)] == [r["train_loss"] for r in finish(without)]
     assert_same_state(zero, without)
@@ -76,8 +76,8 @@ def test_runs_of_one_seed_differ_in_the_loss_only():
 
 def test_another_seed_gives_another_network():
     first, second = make_run(seed=0), make_run(seed=1)
-    assert not torch.equal(first.masks.masks["fc.weight"], second.masks.masks["fc.weight"])
-    assert not torch.equal(first.digits.train_labels, second.digits.train_labels)
+    assert not torch.equal(first.pruner.masks["fc.weight"], second.pruner.masks["fc.weight"])
+    assert not torch.equal(first.data.train.labels, second.data.train.labels)
 
 
 @pytest.mark.parametrize("steps", [0, 5, 12, 19])
@@ -99,8 +99,8 @@ def test_going_on_from_a_saved_state_is_exact(regularizer, steps, tmp_path):
 def test_the_first_step_is_that_of_the_recipe():
     """Nesterov SGD on cross-entropy plus the penalty on 8 samples, written out once more."""
     run, copy = make_run("ckasr"), make_run("ckasr")
-    indices = copy._batches[0]
-    images, labels = copy.digits.train_images[indices], copy.digits.train_labels[indices]
+    indices = copy._loader._batches(0)[0]
+    images, labels = copy.data.train.images[indices], copy.data.train.labels[indices]
     model = copy.model.train()
     groups = similarity_groups("resnet8")
     copy.close()
@@ -115,8 +115,8 @@ def test_the_first_step_is_that_of_the_recipe():
     run.step()
     for name, parameter in run.model.named_parameters():
         expected = model.get_parameter(name).detach()
-        if name in run.masks.masks:
-            expected = expected * run.masks.masks[name]
+        if name in run.pruner.masks:
+            expected = expected * run.pruner.masks[name]
         assert torch.allclose(parameter, expected, atol=1e-5), name
 
 
@@ -140,7 +140,7 @@ def test_the_regulariser_lowers_what_it_measures():
 
 def test_similarity_is_that_of_the_operator():
     run = make_run("none")
-    images = run.digits.held_out_images
+    images = run.data.held_out.images
     groups = [["stage1.0", "stage2.0"], ["stage3.0"]]
     found = block_similarity(run.model, groups, images)
     features = block_features(run.model.eval(), [b for g in groups for b in g], images)

@@ -26,6 +26,22 @@ from sparsekern.training.settings import ALL_SAMPLES, default_settings
         (["--beta", -1], "--beta must be a number of at least 0"),
         (["--lr", 0], "--lr must be a positive number"),
         (["--held-out", "train"], "--held-out must be one of test, validation"),
+        (["--data", "mnist"], "--data must be one of digits, cifar10"),
+        (["--data", "cifar10"], "cifar10 is not in data: expected data/cifar-10-batches-py"),
+        (["--method", "magic"], "--method must be one of dense, rst"),
+        (["--optimizer", "lion"], "--optimizer must be one of sgd, adamw"),
+        (["--schedule", "wsd"], "--schedule must be one of steps, cosine, constant"),
+        (["--milestones", 0.5, 1], "milestones must be shares of the epochs between 0 and 1"),
+        (["--epochs", 10, "--cycle", 4], "--epochs must be a multiple of --cycle, 4; got 10"),
+        (["--momentum", 0], "--momentum 0 has no Nesterov form: add --no-nesterov"),
+        (["--weight-decay", -1], "--weight-decay must not be negative"),
+        (["--model", "vit", "--width", 16], "the vit's width must be a multiple of 3"),
+        (["--set", "rst"], "--set rst must have the form NAME.OPTION=VALUE"),
+        (["--set", "gmp.steps=1"], "--set gmp.... is for gmp, which is not in use"),
+        (["--set", "rst.colour=1"], "--set rst...: got an unexpected keyword argument 'colour'"),
+        (["--set", "rst.distribution=best"], "--set rst...: distribution must be one of erk"),
+        (["--regularizer", "ckasr", "--regularizer", "augckasr"], "forms of one: choose one"),
+        (["--regularizer", "ckasr", "--regularizer", "ckasr"], "each only once"),
         (["--regularizer", "none", "--compare"], "--compare needs a --regularizer"),
         (["--resume"], "--resume needs the --out"),
     ],
@@ -77,7 +93,7 @@ def test_defaults_depend_on_the_regulariser():
     augmented = default_settings({"regularizer": "augckasr", "beta": 0.3}, demo=False)
     assert (augmented.samples, augmented.every, augmented.beta) == (ALL_SAMPLES, 1, 0.3)
     demo = default_settings({"seeds": 2}, demo=True)
-    assert demo.losses == ["none", "ckasr"]
+    assert demo.variants == ["none", "ckasr"]
     assert demo.seeds == 2
 
 

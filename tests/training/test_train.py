@@ -14,6 +14,8 @@ import torch
 from sparsekern.training import interrupt, loop
 from sparsekern.training.store import Store
 
+from .image_files import write_cifar10_python, write_image_folder
+
 
 def without_times(directory):
     lines = (directory / "results.jsonl").read_text().splitlines()
@@ -28,7 +30,7 @@ def states(monkeypatch):
 
     def result(run):
         weights = {k: v.clone() for k, v in run.model.state_dict().items()}
-        found[run.regularizer, run.seed] = weights
+        found[run.variant, run.seed] = weights
         return original(run)
 
     monkeypatch.setattr(loop.TrainingRun, "result", result)
@@ -132,6 +134,26 @@ def test_interrupted_and_resumed_is_the_same(
     for run, weights in states.items():
         for name, value in weights.items():
             assert torch.equal(value, expected[run][name]), (run, name)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "imagefolder"])
+def test_images_from_disk_are_trained_on_and_resumed_exactly(
+    data, train, tmp_path, states, stop_after
+):
+    """Augmentation, too, goes on as it would have."""
+    (write_cifar10_python if data == "cifar10" else write_image_folder)(tmp_path, 10)
+    options = f"--data {data} --data-dir {tmp_path} --image-size 16 --model resnet8 --width 4"
+    options += " --batch-size 8 --epochs 2 --seeds 1 --threads 1 --regularizer none"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(*options.split(), "--out", whole) == 0
+    expected = dict(states)
+    stop_after(5)
+    assert train(*options.split(), "--out", parts) == 130
+    stop_after(None)
+    assert train("--resume", "--out", parts) == 0
+    assert without_times(parts) == without_times(whole)
+    for name, value in states["none", 0].items():
+        assert torch.equal(value, expected["none", 0][name]), name
 
 
 def test_resuming_a_finished_training_repeats_its_report(train, small, tmp_path, capsys):

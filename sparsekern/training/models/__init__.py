@@ -14,6 +14,9 @@ from torch import nn
 
 from ..catalogue import MODELS
 from . import mlp, mobilenet, resnet, vgg, vit
+from .resnet import ResNet
+
+__all__ = ["ARCHITECTURES", "Architecture", "ResNet", "build_model", "similarity_groups"]
 
 Groups = list[list[str]]
 LARGE_IMAGE = 128  # from this side on networks take the stem of their paper's ImageNet form

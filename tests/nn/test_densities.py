@@ -1,10 +1,10 @@
+"""Erdős–Rényi-kernel counts: they add up, and follow the sum of a layer's dimensions."""
+
 import math
 
 import pytest
-import torch
 
 from sparsekern.nn.densities import erk_counts, kept_in_all
-from sparsekern.training.masks import StaticMasks, random_masks
 from sparsekern.training.models import build_model
 
 RESNET8 = build_model("resnet8", width=16, channels=1, classes=10, seed=0)
@@ -41,25 +41,3 @@ def test_counts_follow_the_sum_of_dimensions(sparsity):
 def test_counts_refuse_other_sparsities(sparsity):
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
         erk_counts(SHAPES, sparsity)
-
-
-def test_random_masks_have_the_counts_and_follow_the_seed():
-    weights = {str(i): torch.empty(shape) for i, shape in enumerate(SHAPES)}
-    first, again, other = (random_masks(weights, 0.95, seed) for seed in (3, 3, 4))
-    assert [int(mask.sum()) for mask in first.values()] == erk_counts(SHAPES, 0.95)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_static_masks_cover_convolutions_and_linear_layers_only():
-    model = build_model("resnet8", width=4, channels=1, classes=10, seed=0)
-    dense = {name: p.clone() for name, p in model.named_parameters()}
-    masks = StaticMasks(model, 0.9, seed=0)
-    assert masks.kept == kept_in_all(masks.total, 0.9)
-    for name, parameter in model.named_parameters():
-        expected = dense[name]
-        if parameter.dim() > 1:
-            expected = torch.where(masks.masks[name], expected, 0)
-        else:
-            assert name not in masks.masks
-        assert torch.equal(parameter, expected)
