@@ -80,8 +80,8 @@ class Pruner:
 
     #: Whether the method goes on pruning after it is attached.
     prunes_later = False
-    #: Whether weights under the mask are 0; else they are kept, and the layers mask them.
-    zeroes = True
+    #: Whether the optimizer forgets what it remembers of weights that are pruned or grown back.
+    forgets = True
 
     def __init__(
         self,
@@ -319,7 +319,7 @@ class Pruner:
         devices = [p.device for p in self._parameters]
         masks = [mask.to(d).contiguous() for mask, d in zip(masks, devices, strict=True)]
         broadcast(masks, self._group)
-        if self.zeroes:
+        if self.forgets:
             for parameter, old, new in zip(self._parameters, self._masks, masks, strict=True):
                 clear_state(self._optimizer, parameter, old ^ new)
         self._put(masks)
@@ -327,9 +327,8 @@ class Pruner:
     @torch.no_grad()
     def _hold(self) -> None:
         """Sets pruned weights to exactly 0."""
-        if self.zeroes:
-            for weight, removed in zip(self._weights, self._removed, strict=True):
-                weight.parameter.masked_fill_(removed, 0)
+        for parameter, removed in zip(self._parameters, self._removed, strict=True):
+            parameter.masked_fill_(removed, 0)
 
     # --- inside ------------------------------------------------------------------------------
 

@@ -49,7 +49,8 @@ def batch(number, rank=0):
 
 def loss_of(model, data):
     images, labels = data
-    return F.cross_entropy(model(images), labels)
+    dtype = next(model.parameters()).dtype
+    return F.cross_entropy(model(images.to(dtype)), labels)
 
 
 def train(model, optimizer, pruner, epochs=EPOCHS, first=0, rank=0, after_step=None):
@@ -79,7 +80,12 @@ METHODS = {
         sparsity, epochs=1, rate=0.4, rewind=None, distribution="uniform"
     ),
     "set": lambda sparsity: sk.pruning.SET(sparsity, epochs=EPOCHS),
+    "snip": lambda sparsity: sk.pruning.SNIP(sparsity, loss=loss_of, batches=[batch(99)]),
+    "grasp": lambda sparsity: sk.pruning.GraSP(
+        sparsity, loss=loss_of, batches=[batch(98), batch(99)]
+    ),
+    "optg": lambda sparsity: sk.pruning.OptG(sparsity, epochs=EPOCHS),
     "rigl": lambda sparsity: sk.pruning.RigL(sparsity, end=20, every=3),
 }
 # Those that have the final sparsity at once.
-STATIC = ["rst", "rst-uniform", "set", "rigl"]
+STATIC = ["rst", "rst-uniform", "set", "rigl", "snip", "grasp"]
