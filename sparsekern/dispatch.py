@@ -14,6 +14,7 @@ from . import native
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _CHOICES = ("auto", *BACKENDS)
+_CPU = torch.device("cpu")
 _NOT_YET = "this version has no {} kernels"
 # What Triton's own back ends drive. NVIDIA GPUs before compute capability 8.0 lack the tensor-core
 # modes that the kernels ask for.
@@ -115,6 +116,8 @@ def select(device: torch.device) -> str:
     Raises:
         RuntimeError: if the back end asked for is missing here or does not run on the device.
     """
+    if device == _CPU:  # reading a device's type takes as long as all the rest
+        return _select(_requested, "cpu", None)
     return _select(_requested, device.type, device.index)
 
 

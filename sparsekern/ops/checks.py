@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_STRIDED = torch.strided
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
@@ -18,7 +19,7 @@ def floating_tensor(x: object, argument: str) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
-    if x.layout is not torch.strided:
+    if x.layout is not _STRIDED:
         raise TypeError(f"{argument} must be a dense (strided) tensor, got layout {x.layout}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
@@ -33,7 +34,7 @@ def same_dtype_and_device(tensors: Sequence[Tensor], names: Sequence[str]) -> No
         ValueError: if devices differ.
     """
     dtype, device = tensors[0].dtype, tensors[0].device
-    for x, name in zip(tensors, names, strict=True):
+    for x, name in zip(tensors[1:], names[1:], strict=True):
         if x.dtype != dtype:
             raise TypeError(f"{name} is {x.dtype} and {names[0]} is {dtype}: expected one dtype")
         if x.device != device:

@@ -239,16 +239,19 @@ def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
 def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str) -> list[Tensor]:
     if estimator not in _LEAST_SAMPLES:
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
-    flat = [_flatten(x, name) for x, name in zip(layers, names, strict=True)]
-    n = flat[0].shape[0]
-    if len(flat) > 1:
-        for x, name in zip(flat, names, strict=True):
-            if x.shape[0] != n:
-                raise ValueError(
-                    f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
-                    "all features must come from the same samples"
-                )
-        checks.same_dtype_and_device(flat, names)
+    first = _flatten(layers[0], names[0])
+    n, dtype, device = first.shape[0], first.dtype, first.device
+    flat = [first]
+    for x, name in zip(layers[1:], names[1:], strict=True):
+        x = _flatten(x, name)
+        if x.shape[0] != n:
+            raise ValueError(
+                f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
+                "all features must come from the same samples"
+            )
+        if x.dtype != dtype or x.device != device:
+            checks.same_dtype_and_device((first, x), (names[0], name))
+        flat.append(x)
     if n < _LEAST_SAMPLES[estimator]:
         raise ValueError(
             f"{names[0]} has {n} samples (shape {tuple(layers[0].shape)}); "
@@ -259,7 +262,7 @@ def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str
 
 def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
-    if torch.compiler.is_compiling() or result.device.type != "cpu" or type(result) is not Tensor:
+    if torch.compiler.is_compiling() or not result.is_cpu or type(result) is not Tensor:
         return result
     if torch._C._are_functorch_transforms_active():
         return result  # vmap has no single number to look at

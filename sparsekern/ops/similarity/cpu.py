@@ -37,7 +37,7 @@ def hsic_matrix(
     family: str = _FAMILY,
 ) -> Tensor:
     """See :func:`sparsekern.hsic_matrix`; arguments are checked and flattened."""
-    return _compare(family, xs, ys, _HSIC, _spec(kernel, estimator), False)
+    return _compare(family, xs, ys, _HSIC, _spec(kernel, estimator))
 
 
 def cka_matrix(
@@ -48,17 +48,17 @@ def cka_matrix(
     family: str = _FAMILY,
 ) -> Tensor:
     """See :func:`sparsekern.cka_matrix`; arguments are checked and flattened."""
-    return _compare(family, xs, ys, _CKA, _spec(kernel, estimator), False)
+    return _compare(family, xs, ys, _CKA, _spec(kernel, estimator))
 
 
 def hsic(x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY) -> Tensor:
     """See :func:`sparsekern.hsic`; arguments are checked and flattened."""
-    return _compare(family, [x], [y], _HSIC, _spec(kernel, estimator), True)
+    return _call(family, [x, y], 1, _HSIC, _spec(kernel, estimator))
 
 
 def cka(x: Tensor, y: Tensor, kernel: Kernel, estimator: str, family: str = _FAMILY) -> Tensor:
     """See :func:`sparsekern.cka`; arguments are checked and flattened."""
-    return _compare(family, [x], [y], _CKA, _spec(kernel, estimator), True)
+    return _call(family, [x, y], 1, _CKA, _spec(kernel, estimator))
 
 
 def cka_sum(
@@ -94,16 +94,19 @@ def _compare(
     ys: Sequence[Tensor] | None,
     quantity: int,
     spec: Spec,
-    scalar: bool,
 ) -> Tensor:
     first = 0 if ys is None else len(xs)
-    layers = [*xs] if ys is None else [*xs, *ys]
+    out = _call(family, [*xs, *(ys or ())], first, quantity, spec)
+    return out if out.dim() else out.view(1, 1)  # one pair: a scalar
+
+
+def _call(family: str, layers: list[Tensor], first: int, quantity: int, spec: Spec) -> Tensor:
     if needs_grad(layers):
         return _Compare.apply(  # type: ignore[no-any-return]
-            family, first, quantity, spec, scalar, *layers
+            family, first, quantity, spec, *layers
         )
     out: Tensor = run(family + "_compare", layers, first, quantity, *spec, False)[0]
-    return out.view(()) if scalar else out
+    return out
 
 
 def _spec(kernel: Kernel, centring: str | None) -> Spec:
@@ -121,23 +124,22 @@ def _spec(kernel: Kernel, centring: str | None) -> Spec:
 class _Compare(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, family: str, first: int, quantity: int, spec: Spec, scalar: bool, *xs: Tensor
+        ctx: Any, family: str, first: int, quantity: int, spec: Spec, *xs: Tensor
     ) -> Tensor:
         out, state = run(family + "_compare", list(xs), first, quantity, *spec, True)
         ctx.save_for_backward(state, *xs)
         ctx.family = family
         ctx.arguments = (first, quantity, *spec)
-        # Here a view costs less than outside, where autograd follows it.
-        return out.view(()) if scalar else out  # type: ignore[no-any-return]
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[5:])
+        needs = list(ctx.needs_input_grad[4:])
         gradients = run_grad(
             "similarity", ctx.family + "_compare_grad", grads[0], xs, state, needs, *ctx.arguments
         )
-        return (None, None, None, None, None, *only_needed(gradients, needs))
+        return (None, None, None, None, *only_needed(gradients, needs))
 
 
 class _Sum(torch.autograd.Function):

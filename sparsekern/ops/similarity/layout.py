@@ -47,6 +47,15 @@ def feature_space_is_faster(
     return bool((_BACKWARD_COST if keep else _FORWARD_COST) * feature < gram)
 
 
+def result_shape(first: int, count: int) -> tuple[int, ...]:
+    """What a comparison of ``count`` layers returns: a scalar for one pair, else a matrix.
+
+    The scalar is what ``hsic`` and ``cka`` are after: a view of a matrix would cost as much as the
+    allocation.
+    """
+    return () if (first, count) == (1, 2) else (first or count, count - first)
+
+
 def state_bytes(n: int, dims: Sequence[int], dtype: torch.dtype, in_features: bool) -> int:
     """Bytes that a forward pass keeps for its backward pass; ``State`` in the compiled core."""
     element = 8 if dtype == torch.float64 else 4

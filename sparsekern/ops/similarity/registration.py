@@ -11,7 +11,7 @@ from torch import Tensor
 from ..precision import accumulation_dtype
 from ..registry import register
 from . import calls
-from .layout import feature_space_is_faster, state_bytes
+from .layout import feature_space_is_faster, result_shape, state_bytes
 
 _SPEC = "int kernel, float parameter0, float parameter1, int centring, bool center_features"
 SCHEMAS = {
@@ -47,7 +47,7 @@ def _compare_fake(
     xs: Sequence[Tensor], first: int, quantity: int, kernel: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     x = xs[0]
-    out = x.new_empty(first or len(xs), len(xs) - first, dtype=accumulation_dtype(x.dtype))
+    out = x.new_empty(result_shape(first, len(xs)), dtype=accumulation_dtype(x.dtype))
     dims = [layer.shape[1] for layer in xs]
     in_features = feature_space_is_faster(x.shape[0], dims, first, kernel, x.dtype, rest[-1])
     return out, _fake_state(xs, in_features, rest[-1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...precision import accumulation_dtype
+from ..layout import result_shape
 from . import plan
 from .launches import Call, Quantity, Spec
 from .state import State
@@ -33,10 +34,10 @@ def compare(
     """HSIC or CKA between layers: the first ``first`` with the others, or (0) all with all.
 
     Returns:
-        The matrix, and what :func:`compare_grad` needs of it (nothing unless ``keep``).
+        The matrix, or for one pair its scalar, and what :func:`compare_grad` needs of it (nothing unless ``keep``).
     """
-    count = len(xs)
-    out = xs[0].new_empty((first or count, count - first), dtype=accumulation_dtype(xs[0].dtype))
+    shape = result_shape(first, len(xs))
+    out = xs[0].new_empty(shape, dtype=accumulation_dtype(xs[0].dtype))
     spec = (kernel, parameter0, parameter1, centring, center_features)
     return _forward(xs, spec, Quantity(quantity, first), out, keep)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...precision import accumulation_dtype
 from ...registry import register
+from ..layout import result_shape
 from ..registration import SCHEMAS, grads_fake, gram_grad_fake
 from .state import state_bytes
 
@@ -48,7 +49,7 @@ def _compare_fake(
     xs: Sequence[Tensor], first: int, quantity: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     x = xs[0]
-    out = x.new_empty(first or len(xs), len(xs) - first, dtype=accumulation_dtype(x.dtype))
+    out = x.new_empty(result_shape(first, len(xs)), dtype=accumulation_dtype(x.dtype))
     return out, _state_fake(xs, True, rest[-1])
 
 
