@@ -59,12 +59,24 @@ def train(model, optimizer, pruner, epochs=EPOCHS, first=0, rank=0, after_step=N
         for step in range(STEPS_PER_EPOCH):
             optimizer.zero_grad()
             loss = loss_of(model, batch(epoch * STEPS_PER_EPOCH + step, rank))
-            (loss + pruner.penalty() if hasattr(pruner, "penalty") else loss).backward()
+            method = getattr(pruner, "base", pruner)
+            (loss + method.penalty() if hasattr(method, "penalty") else loss).backward()
             optimizer.step()
             pruner.step()
             if after_step is not None:
                 after_step()
         pruner.epoch()
+
+
+def accuracy(model):
+    """On fixed data, in evaluation mode."""
+    images, labels = batch(77)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(images.to(next(model.parameters()).dtype))
+    model.train(training)
+    return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
 # Name -> a function of the sparsity that makes the pruner, at its end after EPOCHS epochs.
@@ -84,8 +96,20 @@ METHODS = {
     "grasp": lambda sparsity: sk.pruning.GraSP(
         sparsity, loss=loss_of, batches=[batch(98), batch(99)]
     ),
+    "art": lambda sparsity: sk.pruning.ART(
+        sparsity, accuracy=accuracy, warmup=1, strength=1e-4, max_epochs=4
+    ),
     "optg": lambda sparsity: sk.pruning.OptG(sparsity, epochs=EPOCHS),
     "rigl": lambda sparsity: sk.pruning.RigL(sparsity, end=20, every=3),
+    # AP in tandem, with bases that have cycles and bases that have none.
+    "ap-lth": lambda sparsity: sk.pruning.AP(METHODS["lth"](sparsity)),
+    "ap-gmp": lambda sparsity: sk.pruning.AP(METHODS["gmp"](sparsity), share=0.3),
+    "ap-rst": lambda sparsity: sk.pruning.AP(METHODS["rst"](sparsity), cycles=2, epochs=2),
+    "ap-set": lambda sparsity: sk.pruning.AP(METHODS["set"](sparsity), cycles=3),
+    "ap-rigl": lambda sparsity: sk.pruning.AP(METHODS["rigl"](sparsity), rewind=1),
+    "ap-snip": lambda sparsity: sk.pruning.AP(METHODS["snip"](sparsity)),
+    "ap-optg": lambda sparsity: sk.pruning.AP(METHODS["optg"](sparsity)),
+    "ap-art": lambda sparsity: sk.pruning.AP(METHODS["art"](sparsity)),
 }
 # Those that have the final sparsity at once.
 STATIC = ["rst", "rst-uniform", "set", "rigl", "snip", "grasp"]

@@ -205,7 +205,7 @@ def test_names_are_those_of_the_network_inside_of_wrappers(nets, model, method):
 def test_excluded_layers_stay_dense(nets, model, method):
     optimizer = optimizer_of(model)
     pruner = nets.METHODS[method](SPARSITY)
-    pruner._exclude = ["fc"]
+    getattr(pruner, "base", pruner)._exclude = ["fc"]
     pruner.attach(model, optimizer)
     nets.train(model, optimizer, pruner, epochs=2)
     assert list(pruner.masks) == nets.WEIGHTS[:-1]
