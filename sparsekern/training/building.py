@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..pruning import RST, Pruner
-from ..regularizers import CKASparsity
+from ..regularizers import CKASparsity, HyperSparse, LayerSparsity
 from . import data, models
+from .methods import called
 from .settings import Settings
+
+_LAYER_SPARSITY_STRENGTH = 0.1  # more, on all layers at once, keeps the deep MLP from learning
 
 
 class Penalty(Protocol):
@@ -81,19 +82,6 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
     )
 
 
-def make_pruner(settings: Settings, seed: int) -> Pruner | None:
-    """The method, to be attached; None for dense training.
-
-    Raises:
-        ValueError: if it does not take one of its options.
-    """
-    if settings.method == "dense":
-        return None
-    options = {"seed": seed, **settings.options.get(settings.method, {})}
-    pruner: Pruner = _called(settings.method, RST, settings.sparsity, **options)
-    return pruner
-
-
 def make_penalties(settings: Settings, names: list[str], model: nn.Module) -> dict[str, Penalty]:
     """The regularisers with these names, hooked to the model.
 
@@ -102,24 +90,30 @@ def make_penalties(settings: Settings, names: list[str], model: nn.Module) -> di
     """
     penalties: dict[str, Penalty] = {}
     for name in names:
-        augmented = name == "augckasr"
-        options = {
-            "beta": settings.beta,
-            "samples": settings.samples,
-            "every": settings.every,
-            "estimator": "biased" if augmented else "unbiased",
-            "pairs": "all" if augmented else "stage",
-            **settings.options.get(name, {}),
-        }
-        groups = models.similarity_groups(settings.model)
-        penalties[name] = _called(name, CKASparsity, model, groups, **options)
+        given = settings.options.get(name, {})
+        if name == "hypersparse":
+            penalties[name] = called(name, HyperSparse, model, settings.sparsity, **given)
+        elif name == "layersparsity":
+            options = {"strength": _LAYER_SPARSITY_STRENGTH, **given}
+            penalties[name] = called(name, LayerSparsity, model, **options)
+        else:
+            augmented = name == "augckasr"
+            options = {
+                "beta": settings.beta,
+                "samples": settings.samples,
+                "every": settings.every,
+                "estimator": "biased" if augmented else "unbiased",
+                "pairs": "all" if augmented else "stage",
+                **given,
+            }
+            groups = models.similarity_groups(settings.model)
+            penalties[name] = called(name, CKASparsity, model, groups, **options)
     return penalties
 
 
 def learning_rate(settings: Settings, epoch: int) -> float:
-    """The rate of this epoch, counted from 0 (from the start of its cycle, if there are any)."""
-    epochs = settings.cycle or settings.epochs
-    epoch %= epochs
+    """The rate of this epoch of the schedule, counted from 0."""
+    epochs = settings.epochs
     if epoch < settings.warmup:
         return settings.lr * (epoch + 1) / settings.warmup
     if settings.schedule == "cosine":
@@ -128,12 +122,3 @@ def learning_rate(settings: Settings, epoch: int) -> float:
         passed = sum(epoch >= share * epochs for share in settings.milestones)
         return settings.lr * settings.gamma**passed
     return settings.lr
-
-
-def _called(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Calls a constructor; what it says of its arguments is told as an option's fault."""
-    try:
-        return function(*arguments, **options)
-    except (TypeError, ValueError) as error:
-        text = str(error).removeprefix(f"{function.__name__}.__init__() ")
-        raise ValueError(f"--set {name}...: {text}") from None

@@ -45,12 +45,10 @@ class Method:
     Attributes:
         about: what it does.
         source: where it is described.
-        ap: whether AP can prune along with it.
     """
 
     about: str
     source: str
-    ap: bool = False
 
 
 def _cifar_resnet() -> Model:
@@ -112,9 +110,25 @@ DATA = {
 METHODS = {
     "dense": Method("no weight is removed", ""),
     "rst": Method("random masks, fixed (ERK densities)", "Liu et al. 2022; Ni et al. 2023"),
+    "gmp": Method(
+        "the smallest weights, ever more of them during training",
+        "Zhu & Gupta 2017",
+    ),
+    "lth": Method(
+        "lottery ticket: train, prune, rewind, again",
+        "Frankle & Carbin 2019",
+    ),
+    "set": Method("smallest weights replaced by random ones", "Mocanu et al. 2018"),
+    "rigl": Method("smallest weights replaced by those of largest gradient", "Evci et al. 2020"),
+    "grasp": Method("before training, by the gradient's flow", "Wang et al. 2020"),
+    "snip": Method("before training, by what the loss feels", "Lee et al. 2019"),
+    "art": Method("weights pressed to zero by a growing HyperSparse loss", "Glandorf et al. 2023"),
+    "optg": Method("masks learned through their gradients", "Zhang et al. 2022"),
 }
 
 REGULARIZERS = {
     "ckasr": "CKA-SR: layers of a stage made less similar (Ni et al. 2023)",
     "augckasr": "AugCKA-SR: the same over all layers (Ni et al. 2023)",
+    "hypersparse": "HyperSparse: presses small weights to zero (Glandorf et al. 2023)",
+    "layersparsity": "presses whole layers to weights >= 0 (Hebiri & Lederer 2020)",
 }

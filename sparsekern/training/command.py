@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalogue import DATA, METHODS, MODELS, REGULARIZERS
+from .recipe import load_recipe
 from .settings import (
     ALL_SAMPLES,
     HELD_OUT,
@@ -33,6 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     # No option has a default here: --resume must know which ones were given.
+    add("--list", action="store_true", help="print what there is to choose from, and the recipes")
+    add("--recipe", help="values of a paper, quick, or a TOML file; other options come before it")
     add("--method", help=f"{', '.join(METHODS)} (default: {Settings.method})")
     add("--sparsity", type=float, help=f"share of zeros (default: {Settings.sparsity})")
     add("--model", help=f"{', '.join(MODELS)} (default: {Settings.model})")
@@ -46,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join((NONE, *REGULARIZERS))}; repeat it for several (default: ckasr, none "
         "with --method)",
     )
+    add("--ap", action="store_true", default=None, help="AP along with the method")
     add("--compare", action="store_true", default=None, help="train without it too, and compare")
     add("--beta", type=float, help="weight of the CKA regulariser (default: by regulariser)")
     add(
@@ -63,7 +67,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, help=f"number of seeds (default: {Settings.seeds})")
     add("--first-seed", type=int, help=f"the first of them (default: {Settings.first_seed})")
     add("--epochs", type=int, help=f"default: {Settings.epochs}")
-    add("--cycle", type=int, help="epochs after which the learning rate begins anew (default: all)")
     add("--batch-size", type=int, help=f"default: {Settings.batch_size}")
     add("--optimizer", help=f"{', '.join(OPTIMIZERS)} (default: {Settings.optimizer})")
     add("--lr", type=float, help=f"highest learning rate (default: {Settings.lr})")
@@ -101,16 +104,26 @@ def run(args: argparse.Namespace) -> int:
         ValueError: one line that says which option to change.
     """
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    if args.list:
+        from .listing import listing
+
+        print(listing())
+        return 0
     if args.set:
         given["options"] = _options(args.set)
+    given.pop("recipe", None)
     directory = args.out
     if args.resume:
+        if args.recipe:
+            raise ValueError("--recipe is known from the training to go on with: leave it out")
         directory = directory or (Path("runs/demo") if args.demo else None)
         if directory is None:
             raise ValueError("--resume needs the --out of the training to go on with")
         settings = _settings_to_resume(directory, given)
     else:
-        settings = default_settings({"threads": _torch_threads(), **given}, demo=args.demo)
+        recipe = load_recipe(args.recipe).values if args.recipe else None
+        given.setdefault("threads", _torch_threads())
+        settings = default_settings(given, demo=args.demo, recipe=recipe)
         directory = directory or Path("runs/demo" if args.demo else _default_directory(settings))
     from .experiment import run_experiment
 
@@ -156,4 +169,5 @@ def _torch_threads() -> int:
 
 
 def _default_directory(settings: Settings) -> str:
-    return f"runs/{settings.model}-{settings.sparsity:g}-{settings.variants[-1]}"
+    parts = (settings.data, settings.model, settings.method, f"{settings.sparsity:g}")
+    return "-".join(("runs/" + parts[0], *parts[1:], settings.variants[-1]))

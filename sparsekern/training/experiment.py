@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
 
 from . import report
 from .cost import Cost, measure_cost
+from .events import EventLog
 from .interrupt import StopRequest
 from .loop import TrainingRun
 from .settings import Settings
@@ -110,13 +112,9 @@ def _train(settings: Settings, store: Store, console: Console, stop: StopRequest
             run = TrainingRun(settings, variant, seed)
             if checkpoint and (checkpoint["regularizer"], checkpoint["seed"]) == (variant, seed):
                 run.load_state_dict(checkpoint)
-            steps = run.steps_per_epoch * settings.epochs
-            progress.update(
-                task,
-                description=f"seed {seed}, {report.label(variant)}",
-                total=steps * len(runs),
-                completed=steps * index + run.steps_done,
-            )
+            progress.update(task, description=f"seed {seed}, {report.label(variant)}")
+            _show_steps(progress, task, run, index, len(runs))
+            events = EventLog(store.directory, variant, seed, run.epoch)
             saved = time.monotonic()
             try:
                 while not run.finished:
@@ -127,18 +125,27 @@ def _train(settings: Settings, store: Store, console: Console, stop: StopRequest
                     progress.update(task, advance=1, loss=f"{run.running_loss:.3f}")
                     if record:
                         store.append(record)
+                        events.write(record)
                     if record or time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                         store.save_checkpoint(run.state_dict())
                         saved = time.monotonic()
                     if record:
+                        _show_steps(progress, task, run, index, len(runs))
                         progress.update(task, accuracy=f"{100 * record['accuracy']:.1f} %")
                 result = run.result()
             finally:
                 run.close()
+                events.close()
             store.append(result)
             store.drop_checkpoint()
             _announce(result, console)
     return True
+
+
+def _show_steps(progress: Progress, task: TaskID, run: TrainingRun, index: int, runs: int) -> None:
+    """Takes all runs for as long as this one, whose end a method may put off or bring forward."""
+    steps = run.steps_per_epoch * run.epochs
+    progress.update(task, total=steps * runs, completed=steps * index + run.steps_done)
 
 
 def _progress(console: Console) -> Progress:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..pruning import ART
+from ..regularizers import HyperSparse, LayerSparsity
 from . import models
 from .building import (
     learning_rate,
@@ -19,11 +21,11 @@ from .building import (
     make_model,
     make_optimizer,
     make_penalties,
-    make_pruner,
 )
 from .data import BatchLoader
 from .measure import accuracy_and_loss, block_similarity, dead_neurons, similarity_images, spread
-from .settings import NONE, Settings
+from .methods import AnyPruner, base_of, make_pruner, schedule_epoch, total_epochs
+from .settings import AP, NONE, Settings
 
 Record = dict[str, Any]
 _DEAD_NEURON_IMAGES = 256
@@ -50,12 +52,13 @@ class TrainingRun:
         self.model = make_model(settings, self.data, seed)
         self._optimizer = make_optimizer(settings, self.model)
         self._groups = models.similarity_groups(settings.model)
-        names = [name for name in variant.split("+") if name != NONE]
+        parts = variant.split("+")
+        names = [name for name in parts if name not in (NONE, AP)]
         self.penalties = make_penalties(settings, names, self.model)
-        self.pruner = make_pruner(settings, seed)
-        if self.pruner is not None:
-            self.pruner.attach(self.model, self._optimizer)
         self._loader = BatchLoader(self.data.train, settings.batch_size, seed)
+        self.pruner = make_pruner(settings, seed, self._loader, ap=AP in parts)
+        if self.pruner is not None:
+            self._attach(self.pruner)
         self._drops_out = any(isinstance(module, nn.Dropout) for module in self.model.modules())
         self.epoch = 0
         self.batch = 0
@@ -63,10 +66,21 @@ class TrainingRun:
         self._seconds = 0.0
         self._running_loss = math.nan
 
+    def _attach(self, pruner: AnyPruner) -> None:
+        try:
+            pruner.attach(self.model, self._optimizer)
+        except ValueError as error:
+            raise ValueError(f"--method {self._settings.method}: {error}") from None
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are in all, as far as is known yet: ART may end sooner."""
+        return total_epochs(self._settings, self.pruner)
+
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
-        return self.epoch >= self._settings.epochs
+        return self.epoch >= self.epochs
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,19 +115,31 @@ class TrainingRun:
         loss = functional.cross_entropy(
             logits, labels, label_smoothing=self._settings.label_smoothing
         )
-        penalty = sum((penalty() for penalty in self.penalties.values()), torch.zeros(()))
+        penalty = torch.zeros(())
+        for regularizer in self.penalties.values():
+            # Layer sparsity acts through its proximal step instead, which makes exact zeros.
+            if not isinstance(regularizer, LayerSparsity):
+                penalty = penalty + regularizer()
+        base = base_of(self.pruner)
+        if isinstance(base, ART):
+            penalty = penalty + base.penalty()
+        self._check_finite(loss, penalty)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss + penalty)
         self._optimizer.step()
+        for regularizer in self.penalties.values():
+            if isinstance(regularizer, LayerSparsity):
+                regularizer.prox_(self._optimizer.param_groups[0]["lr"])
         if self.pruner is not None:
             self.pruner.step()
-        self._tally(logits.detach(), labels, loss.item(), float(penalty.detach()))
+        self._tally(logits.detach(), labels, loss.item(), penalty.item())
         self.batch += 1
         self._seconds += time.perf_counter() - start
         return self._end_epoch() if self.batch == self.steps_per_epoch else None
 
     def _set_learning_rate(self) -> None:
-        rate = learning_rate(self._settings, self.epoch)
+        epoch = schedule_epoch(self._settings, self.pruner, self.epoch)
+        rate = learning_rate(self._settings, epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
@@ -127,12 +153,14 @@ class TrainingRun:
             torch.manual_seed((self.seed << 32) + self.steps_done)
             yield
 
-    def _tally(self, logits: Tensor, labels: Tensor, loss: float, penalty: float) -> None:
-        if not math.isfinite(loss + penalty):
+    def _check_finite(self, loss: Tensor, penalty: Tensor) -> None:
+        if not math.isfinite(loss.item() + penalty.item()):
             raise ValueError(
                 f"the loss is no longer finite in epoch {self.epoch + 1} of seed {self.seed}: "
-                f"choose a lower --lr{' or --beta' if self.penalties else ''}"
+                f"choose a lower --lr{' or a weaker regulariser' if self.penalties else ''}"
             )
+
+    def _tally(self, logits: Tensor, labels: Tensor, loss: float, penalty: float) -> None:
         self._sums["loss"] += loss * len(labels)
         self._sums["correct"] += int((logits.argmax(dim=1) == labels).sum())
         self._sums["seen"] += len(labels)
@@ -154,6 +182,9 @@ class TrainingRun:
             **self._held_out(),
             "sparsity": self.pruner.sparsity if self.pruner is not None else 0.0,
         }
+        for regularizer in self.penalties.values():
+            if isinstance(regularizer, HyperSparse):
+                regularizer.epoch()
         if self.pruner is not None:
             self.pruner.epoch()
         self.epoch += 1

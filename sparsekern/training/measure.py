@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops.activity import DeadNeuronRate, dead_neuron_rate
 from ..ops.similarity import cka_matrix
+from ..pruning import DeadNeuronRecorder
 from .data import ImageSet
 
 _SIMILARITY_IMAGES = 1000
@@ -42,29 +42,14 @@ def spread(count: int, most: int) -> Tensor:
 def dead_neurons(model: nn.Module, images: Tensor) -> dict[str, float] | None:
     """How many ReLU outputs are 0: for all images (static), for some (dynamic), together (total).
 
-    Means over the neurons of all ReLUs, in evaluation mode; a channel is a neuron. None for a
-    network without ReLU.
+    The mean over ReLUs, in evaluation mode. None for a network without any.
     """
-    model.eval()
-    rates: list[tuple[int, DeadNeuronRate]] = []
-
-    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        rates.append((output.shape[1], dead_neuron_rate(output)))
-
-    relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
-    handles = [module.register_forward_hook(hook) for module in relus]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    neurons = sum(count for count, _ in rates)
-    if not neurons:
+    if not any(isinstance(module, nn.ReLU) for module in model.modules()):
         return None
-    return {
-        kind: sum(count * float(getattr(rate, kind)) for count, rate in rates) / neurons
-        for kind in ("static", "dynamic", "total")
-    }
+    model.eval()
+    with DeadNeuronRecorder(model, training=False) as recorder:
+        model(images)
+        return recorder.mean()._asdict()
 
 
 @torch.no_grad()

@@ -39,9 +39,7 @@ class Settings:
         options: further arguments, by the name of a method, of a regulariser, or ``"ap"``.
         seeds: runs, with seeds 0, 1, ... unless ``first_seed`` says otherwise.
         first_seed: the first of them.
-        epochs: passes over the training images.
-        cycle: epochs after which the learning rate begins anew, for methods that train repeatedly;
-            0: never.
+        epochs: passes over the training images (in each round, for methods that train in rounds).
         batch_size: images in a batch.
         optimizer: one of ``OPTIMIZERS``.
         lr: highest learning rate.
@@ -50,7 +48,7 @@ class Settings:
         weight_decay: of all parameters.
         schedule: one of ``SCHEDULES``: ``"steps"`` multiplies the rate by ``gamma`` at each of the
             milestones.
-        milestones: shares of the epochs (of a cycle, if there are any).
+        milestones: shares of the epochs.
         gamma: see there.
         warmup: epochs in which the rate grows to ``lr``, one part of it each.
         label_smoothing: of the cross-entropy.
@@ -76,7 +74,6 @@ class Settings:
     seeds: int = 3
     first_seed: int = 0
     epochs: int = 40
-    cycle: int = 0
     batch_size: int = 128
     optimizer: str = "sgd"
     lr: float = 0.1
@@ -93,6 +90,9 @@ class Settings:
     recipe: str = ""
 
     def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            kind = dict if entry.name == "options" else type(entry.default)
+            _check_kind(entry.name, getattr(self, entry.name), kind)
         object.__setattr__(self, "regularizer", _names(self.regularizer))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         _one_of("--model", self.model, tuple(MODELS))
@@ -103,7 +103,7 @@ class Settings:
         _one_of("--schedule", self.schedule, SCHEDULES)
         for option in ("width", "seeds", "epochs", "threads"):
             _at_least(option, getattr(self, option), 1)
-        for option in ("cycle", "warmup", "first_seed"):
+        for option in ("warmup", "first_seed"):
             _at_least(option, getattr(self, option), 0)
         _at_least("batch-size", self.batch_size, 4)
         _at_least("image-size", self.image_size, 4)
@@ -113,10 +113,6 @@ class Settings:
             _not_negative(option, getattr(self, option))
         if self.nesterov and not self.momentum and self.optimizer == "sgd":
             raise ValueError("--momentum 0 has no Nesterov form: add --no-nesterov")
-        if self.cycle and self.epochs % self.cycle:
-            raise ValueError(
-                f"--epochs must be a multiple of --cycle, {self.cycle}; got {self.epochs}"
-            )
         if any(not 0 < share < 1 for share in self.milestones):
             raise ValueError(
                 f"milestones must be shares of the epochs between 0 and 1, got {self.milestones}"
@@ -129,12 +125,8 @@ class Settings:
             raise ValueError(
                 f"--sparsity is the share of zeros, in [0, 1) such as 0.95; got {self.sparsity}"
             )
-        if self.ap and not METHODS[self.method].ap:
-            able = ", ".join(name for name, method in METHODS.items() if method.ap)
-            raise ValueError(
-                f"--ap prunes along with a method that prunes during training ({able}); "
-                f"--method {self.method} does not"
-            )
+        if self.ap and self.method == "dense":
+            raise ValueError("--ap prunes along with a method: choose a --method other than dense")
         known = {self.method, *self.regularizer, *([AP] if self.ap else [])}
         for name in self.options:
             if name not in known:
@@ -213,22 +205,21 @@ def default_settings(
     Raises:
         ValueError: one line that says which option to change.
     """
-    recipe = dict(recipe or {})
+    recipe = recipe or {}
     values = {**(DEMO if demo else {}), **recipe, **given}
-    if "method" in given and given["method"] != recipe.get("method"):
-        # What a recipe says of its method is not meant for another.
-        recipe_options = dict(recipe.get("options", {}))
-        recipe_options.pop(str(recipe.get("method")), None)
-        recipe["options"] = recipe_options
-    values["options"] = _merged(recipe.get("options", {}), given.get("options", {}))
-    if "method" in values and "regularizer" not in values:
-        values["regularizer"] = ()  # CKA-SR is the default only of `sparsekern train` as it stands
-    names = _names(values.get("regularizer", Settings.regularizer))
+    if (recipe or "method" in values) and "regularizer" not in values:
+        values["regularizer"] = ()  # CKA-SR is the default of `sparsekern train` as it stands only
+    regularizer = values.get("regularizer", Settings.regularizer)
+    _check_kind("regularizer", regularizer, tuple)
+    names = _names(regularizer)
     cka = next((name for name in names if name in CKA_REGULARIZERS), None)
     if values.get("model", Settings.model) in MODELS:
         values.setdefault("width", MODELS[values.get("model", Settings.model)].width)
     if values.get("method") == "dense":
         values.setdefault("sparsity", 0.0)
+    in_use = {values.get("method", Settings.method), *names, *([AP] if values.get("ap") else [])}
+    of_recipe = {k: v for k, v in recipe.get("options", {}).items() if k in in_use}
+    values["options"] = _merged(of_recipe, given.get("options", {}))
     return Settings(**{**_CKA_DEFAULTS[cka], **values})
 
 
@@ -237,6 +228,23 @@ def _merged(
 ) -> dict[str, dict[str, Any]]:
     names = dict.fromkeys([*first, *second])
     return {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
+
+
+_KIND_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
+def _check_kind(option: str, value: Any, kind: type) -> None:
+    """Values of recipes and stored settings can be of any type."""
+    accepted: tuple[type, ...] = {float: (int, float), tuple: (str, list, tuple)}.get(kind, (kind,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"--{option.replace('_', '-')} must be {_KIND_NAMES[kind]}, got {value!r}")
 
 
 def _names(value: Any) -> tuple[str, ...]:

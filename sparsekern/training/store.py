@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from .events import FOLDER
 from .settings import Settings
 
 CONFIG, RESULTS, CHECKPOINT, SUMMARY = (
@@ -89,6 +91,7 @@ class Store:
         """Removes the files of an earlier experiment, if any, and writes the settings."""
         for name in (RESULTS, CHECKPOINT, SUMMARY, *PICTURES):
             (self.directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self.directory / FOLDER, ignore_errors=True)
         config = {
             "settings": settings.as_json(),
             "versions": {

@@ -36,10 +36,13 @@ class BatchLoader:
         images: to read from.
         batch_size: images in a batch.
         seed: decides the order and the augmentation.
+
+    Attributes:
+        images: what it reads from.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
-        self._images, self._batch_size, self._seed = images, batch_size, seed
+        self.images, self._batch_size, self._seed = images, batch_size, seed
         self._pool = ThreadPoolExecutor(1) if images.lazy else None
         self._ahead: tuple[tuple[int, int], Future[Tensor]] | None = None
         self._order: tuple[int, list[Tensor]] = (-1, [])
@@ -59,7 +62,7 @@ class BatchLoader:
             following = self._batches(epoch)[batch + 1]
             future = self._pool.submit(self._read, epoch, batch + 1, following)
             self._ahead = (epoch, batch + 1), future
-        return images, self._images.labels[indices]
+        return images, self.images.labels[indices]
 
     def close(self) -> None:
         """Ends the thread that reads ahead."""
@@ -68,10 +71,10 @@ class BatchLoader:
 
     def _batches(self, epoch: int) -> list[Tensor]:
         if self._order[0] != epoch:
-            count = len(self._images.labels)
+            count = len(self.images.labels)
             self._order = epoch, epoch_batches(count, self._batch_size, self._seed, epoch)
         return self._order[1]
 
     def _read(self, epoch: int, batch: int, indices: Tensor) -> Tensor:
         mixed = np.random.SeedSequence((self._seed, epoch, batch)).generate_state(1, np.uint64)
-        return self._images.batch(indices, torch.Generator().manual_seed(int(mixed[0])))
+        return self.images.batch(indices, torch.Generator().manual_seed(int(mixed[0])))
