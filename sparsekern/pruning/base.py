@@ -131,8 +131,6 @@ class Pruner:
         """
         if self._weights:
             raise RuntimeError("attach: this pruner is attached already; make another one")
-        if self._weights:
-            raise RuntimeError("attach: this pruner is attached already; make another one")
         self._core, self._optimizer = unwrap(model), optimizer
         self._group = group_of(model)
         self._weights = self._find()
