@@ -8,6 +8,7 @@ from .gmp import GMP
 from .grasp import GraSP
 from .lth import LTH
 from .magnitude import MagnitudePruner
+from .merging import MergeReport, merge_layers
 from .optg import OptG
 from .rigl import RigL
 from .rst import RST
@@ -26,8 +27,10 @@ __all__ = [
     "DeadNeuronRecorder",
     "GraSP",
     "MagnitudePruner",
+    "MergeReport",
     "OptG",
     "Pruner",
     "RigL",
     "StopRule",
+    "merge_layers",
 ]
