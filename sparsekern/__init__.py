@@ -6,7 +6,12 @@ from .dispatch import backend
 from .info import info
 from .ops.activity import DeadNeuronRate, dead_neuron_rate
 from .ops.masked import SparsityPattern, masked_conv2d, masked_linear, sddmm, spmm
-from .ops.penalties import hypersparse_loss, layer_sparsity_loss, layer_sparsity_prox_
+from .ops.penalties import (
+    hypersparse_backward_,
+    hypersparse_loss,
+    layer_sparsity_loss,
+    layer_sparsity_prox_,
+)
 from .ops.selection import global_masks, magnitude_threshold
 from .ops.similarity import (
     RBF,
@@ -38,6 +43,7 @@ __all__ = [
     "gram",
     "hsic",
     "hsic_matrix",
+    "hypersparse_backward_",
     "hypersparse_loss",
     "info",
     "layer_sparsity_loss",

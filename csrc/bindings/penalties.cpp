@@ -16,9 +16,9 @@ std::tuple<double, double, int64_t, int64_t> hypersparse_state(const PieceList& 
 }
 
 void hypersparse_grad(const PieceList& list, int dtype, double scale, double factor,
-                      const std::vector<uintptr_t>& out, int threads) {
+                      const std::vector<uintptr_t>& out, bool add, int threads) {
   py::gil_scoped_release release;
-  hypersparse_gradient(make_pieces(list, dtype, threads), scale, factor, pointers<void>(out));
+  hypersparse_gradient(make_pieces(list, dtype, threads), scale, factor, pointers<void>(out), add);
 }
 
 std::vector<double> layer_norms(const PieceList& list, int dtype, int threads) {

@@ -166,13 +166,27 @@ HyperSparse hypersparse(const Pieces& pieces, int64_t rank) {
 }
 
 void hypersparse_gradient(const Pieces& pieces, double scale, double factor,
-                          const std::vector<void*>& out) {
-  prepare_outputs(pieces, out);
+                          const std::vector<void*>& out, bool add) {
+  if (!add) prepare_outputs(pieces, out);
   with_type(pieces.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const PenaltyTable<T>& kernels = table<T>();
-    map_runs<T>(pieces, out, [&](const T* w, const Run& run, T* to) {
-      kernels.tanh_slope(w, run.count, T(scale), clamped<T>(factor / 4), to);
+    const T quarter = clamped<T>(factor / 4);
+    if (!add) {
+      map_runs<T>(pieces, out, [&](const T* w, const Run& run, T* to) {
+        kernels.tanh_slope(w, run.count, T(scale), quarter, to);
+      });
+      return;
+    }
+    const std::vector<Run> runs = cut_into_runs(pieces);
+    share(pieces.threads, int64_t(runs.size()), [&](int, int64_t r) {
+      const Run& run = runs[size_t(r)];
+      void* to = out[size_t(run.piece)];
+      if (!to) return;
+      Elements<T> weights(pieces.dtype), sums(pieces.dtype);
+      kernels.add_tanh_slope(weights.read(pieces.list[size_t(run.piece)].data, run), run.count,
+                             T(scale), quarter, sums.read(to, run));
+      sums.write(to, run);
     });
   });
 }

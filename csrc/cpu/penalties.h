@@ -19,9 +19,9 @@ struct HyperSparse {
 // Two reading passes: the threshold and sum |w|, then sum tanh(scale |w|).
 HyperSparse hypersparse(const Pieces& pieces, int64_t rank);
 
-// out[p] = the gradient of piece p, in its dtype; pieces with a null output are skipped.
+// out[p] = the gradient of piece p, in its dtype, or += it; pieces with a null output are skipped.
 void hypersparse_gradient(const Pieces& pieces, double scale, double factor,
-                          const std::vector<void*>& out);
+                          const std::vector<void*>& out, bool add);
 
 // The Frobenius norm of min(0, W), per piece; NaN where a piece has one.
 std::vector<double> negative_norms(const Pieces& pieces);

@@ -30,13 +30,27 @@ struct Decay {
   typename Vector<T>::type minus_one, plain;
 };
 
+// The larger lane by lane, in one instruction where there is one; a NaN in v gives the bound.
 template <class T>
-inline Decay<T> decay(typename Vector<T>::type x) {
+inline typename Vector<T>::type at_least(typename Vector<T>::type v, T bound) {
+  using V = typename Vector<T>::type;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (V)_mm512_max_ps((__m512)v, (__m512)(V{} + bound));
+  if constexpr (sizeof(T) == 8) return (V)_mm512_max_pd((__m512d)v, (__m512d)(V{} + bound));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)v, (__m256)(V{} + bound));
+  if constexpr (sizeof(T) == 8) return (V)_mm256_max_pd((__m256d)v, (__m256d)(V{} + bound));
+#endif
+  return v > bound ? v : V{} + bound;
+}
+
+// For z = -2 x <= 0.
+template <class T>
+inline Decay<T> decay(typename Vector<T>::type z) {
   using V = typename Vector<T>::type;
   using I = typename Vector<T>::integer;
   using E = Exponential<T>;
-  V z = T(-2) * x;
-  z = z < E::kLowest ? V{} + E::kLowest : z;
+  z = at_least<T>(z, E::kLowest);
   const V shifted = z * T(1.44269504088896340736) + E::kRound;
   const V n = shifted - E::kRound;
   const V r = (z - n * E::kLn2High) - n * E::kLn2Low;
@@ -162,17 +176,27 @@ inline double sum_of_shares(const T* w, int64_t count, Value value) {
   return lanes_sum(sum) + sum_of(w + i, count - i, value);
 }
 
+// out = value(w, out); w and out may be the same.
+template <class T, class Value>
+inline void update_with(const T* w, int64_t count, T* out, Value value) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(out + i, value(load(w + i), load(out + i)));
+  if (i < count) {
+    T rest[kLanes<T>] = {}, old[kLanes<T>] = {};
+    for (int64_t k = 0; k < count - i; ++k) {
+      rest[k] = w[i + k];
+      old[k] = out[i + k];
+    }
+    store(rest, value(load(rest), load(old)));
+    for (int64_t k = 0; k < count - i; ++k) out[i + k] = rest[k];
+  }
+}
+
 // out = value(w); both may be the same.
 template <class T, class Value>
 inline void map_to(const T* w, int64_t count, T* out, Value value) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) store(out + i, value(load(w + i)));
-  if (i < count) {
-    T rest[kLanes<T>] = {};
-    for (int64_t k = 0; k < count - i; ++k) rest[k] = w[i + k];
-    store(rest, value(load(rest)));
-    for (int64_t k = 0; k < count - i; ++k) out[i + k] = rest[k];
-  }
+  using V = typename Vector<T>::type;
+  update_with(w, count, out, [value](V v, V) { return value(v); });
 }
 
 template <class T>
@@ -180,27 +204,49 @@ double magnitude_sum(const T* w, int64_t count) {
   return sum_of(w, count, [](typename Vector<T>::type v) { return magnitude<T>(v); });
 }
 
+// -2 scale, which stays finite: 0 times it is 0.
+template <class T>
+inline T twice_negative(T scale) {
+  const T most = sizeof(T) == 4 ? T(3.4028234663852886e38) : T(1.7976931348623157e308);
+  return scale > most / 2 ? -most : -2 * scale;
+}
+
 template <class T>
 double tanh_sum(const T* w, int64_t count, T scale) {
-  return sum_of_shares(w, count, [scale](typename Vector<T>::type v) {
-    const Decay<T> e = decay<T>(scale * magnitude<T>(v));
+  const T rate = twice_negative(scale);
+  return sum_of_shares(w, count, [rate](typename Vector<T>::type v) {
+    const Decay<T> e = decay<T>(rate * magnitude<T>(v));
     return -e.minus_one / (T(2) + e.minus_one);
   });
+}
+
+// 4 * quarter * sign(v) * sech^2(x), with rate |v| = -2 x; 0 where v is 0.
+template <class T>
+inline typename Vector<T>::type slope(typename Vector<T>::type v, T rate, T quarter) {
+  using V = typename Vector<T>::type;
+  using I = typename Vector<T>::integer;
+  // sech^2 x = 4 e^-2x / (1 + e^-2x)^2; times the quarter at the end, which may be large.
+  const V size = magnitude<T>(v);
+  const V e = decay<T>(rate * size).plain;
+  const V share = T(4) / (T(1) + e);
+  const V push = e * (share * share) * quarter;
+  const V with_sign = (V)((I)push ^ ((I)v ^ (I)size));  // v's sign bit
+  return size == T(0) ? V{} : with_sign;
 }
 
 template <class T>
 void tanh_slope(const T* w, int64_t count, T scale, T quarter, T* out) {
   using V = typename Vector<T>::type;
-  using I = typename Vector<T>::integer;
-  // sech^2 x = 4 e^-2x / (1 + e^-2x)^2; times the quarter at the end, which may be large.
-  map_to(w, count, out, [scale, quarter](V v) {
-    const V size = magnitude<T>(v);
-    const Decay<T> e = decay<T>(scale * size);
-    const V share = T(1) / (T(2) + e.minus_one);
-    const V slope = (T(16) * e.plain) * (share * share) * quarter;
-    const V with_sign = (V)((I)slope ^ ((I)v ^ (I)size));  // v's sign bit
-    return size == T(0) ? V{} : with_sign;
-  });
+  const T rate = twice_negative(scale);
+  map_to(w, count, out, [rate, quarter](V v) { return slope<T>(v, rate, quarter); });
+}
+
+template <class T>
+void add_tanh_slope(const T* w, int64_t count, T scale, T quarter, T* out) {
+  using V = typename Vector<T>::type;
+  const T rate = twice_negative(scale);
+  update_with(w, count, out,
+              [rate, quarter](V v, V old) { return old + slope<T>(v, rate, quarter); });
 }
 
 // A float32 square may leave the range of float32: widened first.
@@ -243,8 +289,9 @@ void shrink_negative(const T* w, int64_t count, T factor, T* out) {
 
 template <class T>
 constexpr PenaltyTable<T> make_penalties() {
-  return {convert<T>,    narrow<T>,           magnitude_sum<T>,  tanh_sum<T>,
-          tanh_slope<T>, negative_squares<T>, scale_negative<T>, shrink_negative<T>};
+  return {convert<T>,          narrow<T>,         magnitude_sum<T>,
+          tanh_sum<T>,         tanh_slope<T>,     add_tanh_slope<T>,
+          negative_squares<T>, scale_negative<T>, shrink_negative<T>};
 }
 
 constexpr PenaltyTables kPenalties = {make_penalties<float>(), make_penalties<double>()};

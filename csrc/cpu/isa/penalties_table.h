@@ -19,8 +19,9 @@ struct PenaltyTable {
   // sum of tanh(scale * |w|), scale >= 0
   double (*tanh_sum)(const T* w, int64_t count, T scale);
 
-  // out = 4 * quarter * sign(w) * sech^2(scale * |w|), 0 where w is 0
+  // out = 4 * quarter * sign(w) * sech^2(scale * |w|), 0 where w is 0; and out += the same.
   void (*tanh_slope)(const T* w, int64_t count, T scale, T quarter, T* out);
+  void (*add_tanh_slope)(const T* w, int64_t count, T scale, T quarter, T* out);
 
   // sum of min(0, scale * w)^2, NaN where there is one
   double (*negative_squares)(const T* w, int64_t count, T scale);

@@ -15,7 +15,12 @@ from ..registry import back_end
 from ..selection import checked
 from . import cpu, reference
 
-__all__ = ["hypersparse_loss", "layer_sparsity_loss", "layer_sparsity_prox_"]
+__all__ = [
+    "hypersparse_backward_",
+    "hypersparse_loss",
+    "layer_sparsity_loss",
+    "layer_sparsity_prox_",
+]
 
 
 def hypersparse_loss(weights: Tensor | Sequence[Tensor], sparsity: float) -> Tensor:
@@ -47,6 +52,39 @@ def hypersparse_loss(weights: Tensor | Sequence[Tensor], sparsity: float) -> Ten
     tensors, names = checked(weights, "weights", sparsity)
     loss: Tensor = _back_end(tensors).hypersparse_loss(tensors, float(sparsity), names)
     return loss
+
+
+@torch.no_grad()
+def hypersparse_backward_(
+    weights: Tensor | Sequence[Tensor], sparsity: float, strength: float = 1.0
+) -> None:
+    """Adds the gradient of :func:`hypersparse_loss` to that of each weight, in place.
+
+    What ``(strength * hypersparse_loss(weights, sparsity)).backward()`` leaves in ``.grad``, with
+    no second gradient of all weights in between: call it after the ``backward`` of the task's loss
+    and before the optimizer's step. Autograd takes no part, so hooks on gradients do not see it;
+    with data-parallel training every rank adds the same to the averaged gradient.
+
+    Args:
+        weights: as in :func:`hypersparse_loss`, leaves; those that need no gradient get none, and
+            take part in the threshold and the sums all the same.
+        sparsity: as there.
+        strength: a factor; finite. With gradients that a scaler has scaled, times its scale.
+
+    Raises:
+        TypeError, ValueError: as :func:`hypersparse_loss`; ValueError for a strength that is not
+            finite, or a weight that is no leaf.
+    """
+    tensors, names = checked(weights, "weights", sparsity)
+    if not math.isfinite(strength):
+        raise ValueError(f"strength must be finite, got {strength}")
+    for index, w in enumerate(tensors):
+        if w.requires_grad and not w.is_leaf:
+            raise ValueError(
+                f"{names.format(index)} is the result of an operation: expected a leaf, such as a "
+                "parameter, whose gradient is kept"
+            )
+    _back_end(tensors).hypersparse_backward_(tensors, float(sparsity), float(strength), names)
 
 
 def layer_sparsity_loss(

@@ -18,7 +18,7 @@ from ..memory import dense, describe, is_dense, like
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES, needs_grad, only_needed, register, run, run_grad
 from ..selection.reference import removed_count
-from .reference import not_finite
+from .reference import add_gradient, not_finite
 
 
 def hypersparse_loss(weights: Sequence[Tensor], sparsity: float, names: str) -> Tensor:
@@ -26,6 +26,43 @@ def hypersparse_loss(weights: Sequence[Tensor], sparsity: float, names: str) -> 
     if needs_grad(weights):
         return _HyperSparse.apply(sparsity, names, *weights)  # type: ignore[no-any-return]
     return run("penalties_hypersparse", list(weights), sparsity, names)[0]  # type: ignore[no-any-return]
+
+
+def hypersparse_backward_(
+    weights: Sequence[Tensor], sparsity: float, strength: float, names: str
+) -> None:
+    """See :func:`sparsekern.hypersparse_backward_`; arguments are checked but for values."""
+    if not any(w.requires_grad for w in weights):
+        return
+    state = run("penalties_hypersparse", list(weights), sparsity, names)[1]
+    # A gradient that lies as its weight does is added to; others are made anew.
+    present: list[Tensor] = []
+    fresh: list[Tensor] = []
+    taken: set[int] = set()
+    for w in weights:
+        if w.requires_grad:
+            there = _lies_alike(w) and w.data_ptr() not in taken  # a weight may be listed twice
+            (present if there else fresh).append(w)
+            taken.add(w.data_ptr())
+    if present:
+        run("penalties_hypersparse_add_", [w.grad for w in present], present, state, strength)
+    if fresh:
+        scale = torch.tensor(strength, dtype=torch.float64, device="cpu")
+        needs = [True] * len(fresh)
+        gradients = run("penalties_hypersparse_grad", scale, fresh, state, needs)
+        for w, gradient in zip(fresh, gradients, strict=True):
+            add_gradient(w, gradient)
+
+
+def _lies_alike(w: Tensor) -> bool:
+    grad = w.grad
+    return (
+        grad is not None
+        and grad.layout is torch.strided
+        and grad.stride() == w.stride()
+        and is_dense(w)
+        and not (w.is_neg() or grad.is_neg())
+    )
 
 
 def layer_sparsity_loss(
@@ -100,7 +137,7 @@ def _hypersparse_grad(
     together: bool = False,
 ) -> list[Tensor]:
     rows = [dense(w) for w in weights]
-    gradients = like(rows, needs, together=together)
+    gradients = like(rows, needs, owner=weights[0] if together else None)
     scale, factor = state.tolist()
     native.cpu().hypersparse_grad(
         describe(rows),
@@ -108,9 +145,27 @@ def _hypersparse_grad(
         scale,
         grad.item() * factor,
         _addresses(gradients, needs),
+        False,
         torch.get_num_threads(),
     )
     return gradients
+
+
+def _hypersparse_add(
+    grads: Sequence[Tensor], weights: Sequence[Tensor], state: Tensor, strength: float
+) -> None:
+    scale, factor = state.tolist()
+    native.cpu().hypersparse_grad(
+        describe(weights),
+        DTYPE_CODES[weights[0].dtype],
+        scale,
+        strength * factor,
+        [grad.data_ptr() for grad in grads],
+        True,
+        torch.get_num_threads(),
+    )
+    for grad in grads:
+        torch.autograd.graph.increment_version(grad)
 
 
 def _layers(
@@ -134,7 +189,7 @@ def _layers_grad(
     together: bool = False,
 ) -> list[Tensor]:
     rows = [dense(w) for w in weights]
-    gradients = like(rows, needs, together=together)
+    gradients = like(rows, needs, owner=weights[0] if together else None)
     upstream = grad.item()
     factors = [
         upstream * strength / norm if norm > 0 else 0.0
@@ -211,6 +266,12 @@ register(
     _hypersparse_grad,
     lambda grad, weights, state, needs: _gradients_fake(weights, needs),
     direct=functools.partial(_hypersparse_grad, together=True),
+)
+register(
+    "penalties_hypersparse_add_",
+    "(Tensor(a!)[] grads, Tensor[] weights, Tensor state, float strength) -> ()",
+    _hypersparse_add,
+    lambda grads, weights, state, strength: None,
 )
 register(
     "penalties_layers",

@@ -40,6 +40,27 @@ def _hypersparse_loss(weights: Sequence[Tensor], sparsity: float, names: str) ->
     return loss.to(dtype)
 
 
+def hypersparse_backward_(
+    weights: Sequence[Tensor], sparsity: float, strength: float, names: str
+) -> None:
+    """See :func:`sparsekern.hypersparse_backward_`; arguments are checked but for values."""
+    leaves = list(dict.fromkeys(w for w in weights if w.requires_grad))  # once if listed twice
+    if not leaves:
+        return
+    with torch.enable_grad():
+        loss = strength * hypersparse_loss(weights, sparsity, names)
+    for w, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+        add_gradient(w, gradient)
+
+
+def add_gradient(w: Tensor, gradient: Tensor) -> None:
+    """Adds to the gradient of a leaf, or becomes it."""
+    if w.grad is None:
+        w.grad = gradient
+    else:
+        w.grad.add_(gradient)
+
+
 def layer_sparsity_loss(
     weights: Sequence[Tensor], strengths: Sequence[float], names: str
 ) -> Tensor:

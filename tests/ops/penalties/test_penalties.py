@@ -309,6 +309,8 @@ def test_opcheck() -> None:
     grad = torch.ones(())
     state = ops.penalties_hypersparse(ws, 0.5, "w")[1]
     calls.append((ops.penalties_hypersparse_grad, (grad, ws, state, [True, False, True])))
+    old = [torch.ones_like(w) for w in ws]
+    calls.append((ops.penalties_hypersparse_add_, (old, ws, state, 0.5)))
     norms = ops.penalties_layers(ws, [1.0] * 3, "w")[1]
     calls.append((ops.penalties_layers_grad, (grad, ws, norms, [1.0] * 3, [True] * 3)))
     for operator, arguments in calls:
