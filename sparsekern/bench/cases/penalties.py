@@ -1,4 +1,4 @@
-"""The HyperSparse loss and its gradient over all weights of a network."""
+"""HyperSparse and layer sparsity with their gradients, over all weights of a network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 import sparsekern as sk
 
 from .. import networks
-from ..case import AnyCase, Case, Contender, Cost, sparsekern_contenders
-from ..gate import relative_distance
+from ..case import OURS, AnyCase, Case, Contender, Cost, sparsekern_contenders
+from ..gate import relative_distance, value_and_gradient
 from ..inputs import double
 
 _SPARSITY = 0.9
@@ -43,6 +43,14 @@ def cases(quick: bool) -> list[AnyCase]:
                     lambda ws: list(torch.autograd.grad(sk.hypersparse_loss(ws, _SPARSITY), ws))
                 ),
                 Contender(
+                    "in_place",
+                    "sparsekern hypersparse_backward_",
+                    _in_place,
+                    prepare=lambda ws: {"weights": ws, "calls": 0},
+                    finish=lambda state: [w.grad / state["calls"] for w in state["weights"]],
+                    group=OURS,
+                ),
+                Contender(
                     "eager_kthvalue",
                     "eager with torch.kthvalue",
                     lambda ws: _eager(ws, "kthvalue"),
@@ -50,8 +58,56 @@ def cases(quick: bool) -> list[AnyCase]:
                 ),
                 Contender("eager_sort", "eager with torch.sort", lambda ws: _eager(ws, "sort")),
             ),
-        )
+        ),
+        Case(
+            id="P2",
+            suite="penalties",
+            title=f"layer-sparsity loss and gradient of ResNet-50, {count / 1e6:.1f}M weights",
+            reason="what the regulariser of layer sparsity adds to a training step",
+            shapes=f"N={count}",
+            inputs=lambda dtype, seed: [
+                w.requires_grad_() for w in networks.weights(quick, dtype, seed)
+            ],
+            oracle=lambda ws: _eager_layers(double(ws)),
+            error=value_and_gradient,
+            # The gradient needs the norms.
+            cost=Cost(operations=0, values=3 * count),
+            tiny=lambda dtype: [torch.ones(4, dtype=dtype).requires_grad_()],
+            dtypes=("float32",),
+            contenders=(
+                *sparsekern_contenders(_layers),
+                Contender("eager_layers", "eager", _eager_layers, group="eager PyTorch"),
+                Contender(
+                    "eager_foreach", "eager, foreach, own backward", _foreach, group="eager PyTorch"
+                ),
+            ),
+        ),
     ]
+
+
+def _in_place(state: dict[str, Any]) -> dict[str, Any]:
+    sk.hypersparse_backward_(state["weights"], _SPARSITY)
+    state["calls"] += 1
+    return state
+
+
+def _layers(ws: Any) -> list[Tensor]:
+    loss = sk.layer_sparsity_loss(ws)
+    return [loss.detach(), *torch.autograd.grad(loss, ws)]
+
+
+def _eager_layers(ws: Any) -> list[Tensor]:
+    loss = torch.stack([torch.linalg.vector_norm(w.clamp(max=0)) for w in ws]).sum()
+    return [loss.detach(), *torch.autograd.grad(loss, ws)]
+
+
+@torch.no_grad()
+def _foreach(ws: Any) -> list[Tensor]:
+    """The negative parts become the gradients, in place."""
+    negatives = torch._foreach_clamp_max(ws, 0.0)
+    norms = torch._foreach_norm(negatives)
+    torch._foreach_div_(negatives, norms)
+    return [torch.stack(list(norms)).sum(), *negatives]
 
 
 def _eager(ws: Any, selection: str) -> list[Tensor]:
