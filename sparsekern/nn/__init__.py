@@ -1,6 +1,6 @@
 """Layers with masked weights, conversion of whole models to them and back, and what they gain."""
 
-from .conversion import from_pruned, sparsify, to_dense
+from .conversion import from_masks, from_pruned, sparsify, to_dense
 from .layers import MaskedConv2d, MaskedLinear
 from .summary import LayerSummary, ModelSummary, summary
 
@@ -9,6 +9,7 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "ModelSummary",
+    "from_masks",
     "from_pruned",
     "sparsify",
     "summary",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from ..ops.masked import SparsityPattern
 from .densities import erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
-from .weights import excluded_modules
+from .weights import excluded_modules, find_weights
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _SCHEMES = ("erk", "uniform", "global")
@@ -131,6 +131,58 @@ def from_pruned(model: _Model, *, weight_grad: str = "masked") -> _Model:
         return MaskedConv2d.from_conv2d(module, pattern, weight_grad=weight_grad)
 
     return _replace(model, masked)
+
+
+def from_masks(
+    model: _Model, masks: Mapping[str, Tensor], *, weight_grad: str = "masked"
+) -> _Model:
+    """Makes layers masked ones with given masks, in place, such as a pruner's.
+
+    ::
+
+        sk.nn.from_masks(model, pruner.masks)
+
+    Parameters stay the tensors they are. A tied weight's mask, under its first name, goes to all
+    layers that share it. Other layers than ``nn.Linear`` and ``nn.Conv2d`` (1d and 3d convolutions,
+    attention) have no masked form and stay as they are.
+
+    Args:
+        model: changed in place; a single layer is replaced in the result only. Wrappers around it
+            are looked through.
+        masks: parameter name -> bool mask of its shape.
+        weight_grad: of the masked layers.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for a name that no linear, convolutional or attention weight has, or a mask of
+            another shape, with nothing changed.
+    """
+    weights = {weight.name: weight for weight in find_weights(model)}
+    for name, mask in masks.items():
+        if name not in weights:
+            raise ValueError(
+                f"masks names {name!r}: expected weights of the model, which has "
+                f"{', '.join(weights) or 'none'}"
+            )
+        shape = tuple(weights[name].parameter.shape)
+        if tuple(mask.shape) != shape:
+            raise ValueError(
+                f"masks[{name!r}] has shape {tuple(mask.shape)} and the weight {shape}: "
+                "expected the same"
+            )
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, mask in masks.items():
+        for layer in weights[name].owners:
+            if isinstance(layer, MaskedLinear | MaskedConv2d):
+                layer.set_mask(mask)
+                layer.weight_grad = weight_grad
+            elif type(layer) is nn.Linear:
+                replacements[layer] = MaskedLinear.from_linear(layer, mask, weight_grad=weight_grad)
+            elif type(layer) is nn.Conv2d:
+                replacements[layer] = MaskedConv2d.from_conv2d(layer, mask, weight_grad=weight_grad)
+    return _replace(model, replacements.get)
 
 
 def to_dense(model: _Model) -> _Model:

@@ -163,3 +163,41 @@ def test_from_pruned() -> None:
     torch.testing.assert_close(model(X), expected)
     with pytest.raises(ValueError, match="has pruned"):
         sk.nn.from_pruned(network())
+
+
+def test_from_masks() -> None:
+    model = network()
+    parameters = list(model.parameters())
+    pruner = sk.pruning.RST(0.8).attach(model)
+    expected = model(X)
+    assert sk.nn.from_masks(model, pruner.masks) is model
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    layers = masked_layers(model)
+    assert len(layers) == 3
+    for layer, mask in zip(layers, pruner.masks.values(), strict=True):
+        assert torch.equal(layer.mask, mask)
+    torch.testing.assert_close(model(X), expected)
+    other = sk.pruning.RST(0.5, seed=1).attach(network())  # layers that are masked already
+    sk.nn.from_masks(model, other.masks)
+    for layer, mask in zip(masked_layers(model), other.masks.values(), strict=True):
+        assert torch.equal(layer.mask, mask)
+
+
+def test_from_masks_of_tied_wrapped_and_other_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.MultiheadAttention(4, 1))
+    model[1].weight = model[0].weight
+    wrapped = nn.DataParallel(model)
+    pruner = sk.pruning.RST(0.5, exclude="2.out_proj").attach(wrapped)
+    sk.nn.from_masks(wrapped, pruner.masks)
+    assert isinstance(model[0], sk.nn.MaskedLinear)
+    assert torch.equal(model[0].mask, model[1].mask)
+    assert type(model[2]) is nn.MultiheadAttention
+
+
+def test_from_masks_refuses_other_masks() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"masks names '1.weight': expected .* has 0\.weight"):
+        sk.nn.from_masks(model, {"1.weight": torch.ones(3, 4, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"has shape \(4, 3\) and the weight \(3, 4\)"):
+        sk.nn.from_masks(model, {"0.weight": torch.ones(4, 3, dtype=torch.bool)})
+    assert type(model[0]) is nn.Linear
