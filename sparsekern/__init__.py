@@ -1,5 +1,8 @@
 """Similarity and sparsity for PyTorch: fused kernels, and the regularisers built on them."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import nn, pruning, regularizers
 from ._version import __version__
 from .dispatch import backend
@@ -26,6 +29,9 @@ from .ops.similarity import (
     hsic_matrix,
 )
 
+if TYPE_CHECKING:
+    from . import analysis
+
 __all__ = [
     "RBF",
     "Cosine",
@@ -34,6 +40,7 @@ __all__ = [
     "Polynomial",
     "SparsityPattern",
     "__version__",
+    "analysis",
     "backend",
     "cka",
     "cka_matrix",
@@ -57,3 +64,10 @@ __all__ = [
     "sddmm",
     "spmm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What only a comparison of models needs is imported when it is asked for.
+    if name == "analysis":
+        return importlib.import_module(".analysis", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
