@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from ..regularizers.discovery import unwrap
+from ..nn.wrappers import unwrap
 
 _LABELS = ("labels", "label", "target", "targets", "y")
 _INPUTS = ("input_ids", "pixel_values", "inputs", "input", "x", "image", "images", "data")

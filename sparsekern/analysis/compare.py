@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.wrappers import unwrap
 from ..ops.similarity.kernels import Kernel, resolve_kernel
-from ..regularizers.discovery import unwrap
 from .batches import Call, InputRule, call_of, paired
 from .collective import Team, TeamError
 from .engine import Engine

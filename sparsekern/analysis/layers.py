@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ..regularizers.discovery import clean_name, find_stages, module_names, unwrap
+from ..nn.wrappers import clean_name, unwrap
+from ..regularizers.discovery import find_stages, module_names
 
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 LayerSpec: TypeAlias = "str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module]] | None"

@@ -188,6 +188,6 @@ def test_the_plan_in_words():
     assert plan.describe(20_000, [16, 4000]).split("; ") == [
         "20000 samples in one batch, 2 layers",
         "1 by moments of their features (533.6 KiB of memory)",
-        "1 by tiles of Gram matrices of 512 samples (305.2 MiB of features in files)",
+        "1 by tiles of Gram matrices of 256 samples (305.2 MiB of features in files)",
         "1.6e+03 billion operations",
     ]
