@@ -12,6 +12,7 @@ from torch import Tensor
 import sparsekern as sk
 
 from .. import masked_peers as peers
+from .. import sparseprop
 from ..case import OURS, AnyCase, Case, Contender, Cost, Series, sparsekern_contenders
 from ..gate import relative_distance
 from ..inputs import double
@@ -138,6 +139,7 @@ class Work:
                 )
             )
         found += peers.contenders(self.kind)
+        found += sparseprop.contenders(self.kind)
         return tuple(found)
 
 
