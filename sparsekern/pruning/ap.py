@@ -150,6 +150,10 @@ class AP:
         """See :meth:`Pruner.mask_gradients`."""
         self.base.mask_gradients()
 
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """See :meth:`Pruner.set_optimizer`."""
+        self.base.set_optimizer(optimizer)
+
     def remove(self) -> None:
         """See :meth:`Pruner.remove`."""
         self.base.remove()

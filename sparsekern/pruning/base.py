@@ -141,7 +141,7 @@ class Pruner:
             self._weights = []
             raise
         self._put([torch.ones_like(w.parameter, dtype=torch.bool) for w in self._weights])
-        self._watch = StepWatch(optimizer)
+        self._watch_optimizer()
         if self._waiting is not None:
             state, self._waiting = self._waiting, None
             self._restore(state)
@@ -231,6 +231,13 @@ class Pruner:
             self._restore(state)
         else:
             self._waiting = dict(state)
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Goes on with another optimizer, such as a fresh one for a new phase of training."""
+        self._check_attached("set_optimizer")
+        self.remove()
+        self._optimizer = optimizer
+        self._watch_optimizer()
 
     def remove(self) -> None:
         """Takes its hook off the optimizer. Weights and masks stay as they are."""
@@ -327,6 +334,10 @@ class Pruner:
         """Sets pruned weights to exactly 0."""
         for parameter, removed in zip(self._parameters, self._removed, strict=True):
             parameter.masked_fill_(removed, 0)
+
+    def _watch_optimizer(self) -> None:
+        """Puts hooks on the optimizer."""
+        self._watch = StepWatch(self._optimizer)
 
     # --- inside ------------------------------------------------------------------------------
 

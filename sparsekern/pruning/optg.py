@@ -93,11 +93,15 @@ class OptG(Pruner):
             for owner in weight.owners:
                 if isinstance(owner, MaskedLinear | MaskedConv2d):
                     owner.weight_grad = "dense"
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer),
-            optimizer.register_step_post_hook(self._after_optimizer),
-        ]
         return self
+
+    def _watch_optimizer(self) -> None:
+        super()._watch_optimizer()
+        assert self._optimizer is not None
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_optimizer),
+            self._optimizer.register_step_post_hook(self._after_optimizer),
+        ]
 
     def remove(self) -> None:
         """See :meth:`Pruner.remove`."""
@@ -119,8 +123,8 @@ class OptG(Pruner):
     def _after_epoch(self) -> None:
         if self.epochs >= self.total_epochs:
             return
-        lows, highs = zip(*(score.aminmax() for score in self._scores), strict=True)
-        if min(lows) < max(highs):
+        lows = min(score.min().item() for score in self._scores)
+        if lows < max(score.max().item() for score in self._scores):
             self._prune_to(kept_in_all(self._total, self.sparsity_at(self.epochs)))
 
     def _allowed(self) -> list[Tensor]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# A scaler that begins too high skips some twenty steps in a row; more means another optimizer.
+_PATIENCE = 100
 
 
 class StepWatch:
@@ -20,6 +24,7 @@ class StepWatch:
 
     def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
         self._stepped = False
+        self._missed = 0
         self._handle: Any = None
         if optimizer is not None and hasattr(optimizer, "register_step_post_hook"):
             self._handle = optimizer.register_step_post_hook(self._note)
@@ -28,6 +33,14 @@ class StepWatch:
         """Whether the optimizer stepped since this was last asked."""
         stepped = self._stepped or self._handle is None
         self._stepped = False
+        self._missed = 0 if stepped else self._missed + 1
+        if self._missed == _PATIENCE:
+            warnings.warn(
+                f"the optimizer that the pruner was attached with has not stepped in {_PATIENCE} "
+                "calls of step(), so no mask was held: give it the one that steps, with "
+                "set_optimizer()",
+                stacklevel=3,
+            )
         return stepped
 
     def remove(self) -> None:

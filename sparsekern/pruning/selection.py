@@ -81,11 +81,6 @@ def layer_counts(
     return fit_counts(counts, [min(min_per_layer, most) for most in available], available)
 
 
-def random_scores(shapes: Sequence[torch.Size], generator: torch.Generator) -> list[Tensor]:
-    """Uniform scores, drawn on the CPU in double: as good as without ties."""
-    return [torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
-
 def check_distribution(distribution: str, choices: Sequence[str] = DISTRIBUTIONS) -> str:
     """The distribution itself.
 

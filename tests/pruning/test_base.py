@@ -84,6 +84,76 @@ def test_mask_gradients_leaves_those_of_kept_weights():
     assert net.bias.grad.all()
 
 
+def test_another_optimizer(nets, model, method):
+    """A fresh one in the middle: it is watched, the old one no more."""
+    old = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = nets.METHODS[method](0.8).attach(model, old)
+    nets.train(model, old, pruner, epochs=2)
+    new = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    pruner.set_optimizer(new)
+    assert not old._optimizer_step_post_hooks
+    nets.train(model, new, pruner, first=2)
+    assert pruner.steps == nets.EPOCHS * nets.STEPS_PER_EPOCH
+    assert pruner.kept == pruner.total - int(0.8 * pruner.total)
+    for name, mask in pruner.masks.items():
+        assert not model.get_parameter(name)[~mask].count_nonzero()
+
+
+def test_an_optimizer_that_never_steps_is_told():
+    net = nn.Linear(4, 4)
+    pruner = sk.pruning.RST(0.5).attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    for _ in range(99):
+        pruner.step()
+    with pytest.warns(UserWarning, match=r"has not stepped in 100 .* with set_optimizer"):
+        pruner.step()
+    assert pruner.steps == 0
+
+
+class Attention(nn.Module):
+    """Attention, 1d convolution, layer norm: other weights than images have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x).transpose(1, 2))
+        return self.fc((x + self.attention(x, x, x, need_weights=False)[0]).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sk.pruning.RigL(0.7, end=20, every=2),
+        lambda: sk.pruning.GMP(0.7, end=8, every=2),
+        lambda: sk.pruning.OptG(0.7, epochs=5),
+        lambda: sk.pruning.AP(sk.pruning.SET(0.7)),
+    ],
+    ids=["rigl", "gmp", "optg", "ap-set"],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_and_compiled_models(make, compiled):
+    net = Attention()
+    model = torch.compile(net, backend="aot_eager") if compiled else net
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    pruner = make().attach(model, optimizer)
+    assert "attention.in_proj_weight" in pruner.masks
+    for _epoch in range(5):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4, 5)).square().mean().backward()
+            optimizer.step()
+            pruner.step()
+            for name, mask in pruner.masks.items():
+                assert not net.get_parameter(name)[~mask].count_nonzero()
+        pruner.epoch()
+    assert pruner.kept == pruner.total - int(0.7 * pruner.total)
+    assert net.norm.weight.count_nonzero() == 8
+
+
 def test_removed_pruners_hold_no_hook():
     net = nn.Linear(10, 10)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
