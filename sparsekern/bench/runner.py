@@ -60,6 +60,7 @@ def run(
         settings: how.
         report: called with each case's result, and all so far, as soon as it is there.
     """
+    settle_allocator()
     rates = functools.cache(functools.partial(_rates, settings))
     first = rates(settings.threads)
     results = Results(
@@ -84,6 +85,20 @@ def run(
         results.cases.append(result)
         report(result, results)
     return results
+
+
+# Just below the largest block that glibc's malloc ever keeps for itself (32 MiB with its header).
+_LARGEST_KEPT = (32 << 20) - (64 << 10)
+
+
+def settle_allocator() -> None:
+    """Brings malloc to where it is in any larger program: it keeps freed blocks up to 32 MiB.
+
+    glibc's thresholds for handing memory back to the system grow with the largest block that was
+    freed so far. Until then whoever frees a few megabytes pays for fresh pages in the next call,
+    and who that is depends on which contender ran before.
+    """
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8, device="cpu")  # and freed at once
 
 
 def _rates(settings: Settings, threads: int) -> floor.Floor | None:

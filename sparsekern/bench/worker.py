@@ -32,6 +32,7 @@ def _serve(settings: Settings, requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     torch.set_num_threads(settings.threads)
+    runner.settle_allocator()
     with dispatch.backend(settings.backend):
         answer(backend=settings.resolved_backend, isa=machine.describe()["isa"])
         for line in requests:
