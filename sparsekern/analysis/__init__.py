@@ -3,6 +3,7 @@
 from .compare import CKA, model_layers
 from .features import FeatureRule
 from .layers import LayerInfo
+from .measures import cknna, mutual_knn, procrustes, pwcca, rsa, svcca
 from .result import CKAResult
 from .uncertainty import chance_level, permutation_test
 
@@ -12,6 +13,12 @@ __all__ = [
     "FeatureRule",
     "LayerInfo",
     "chance_level",
+    "cknna",
     "model_layers",
+    "mutual_knn",
     "permutation_test",
+    "procrustes",
+    "pwcca",
+    "rsa",
+    "svcca",
 ]

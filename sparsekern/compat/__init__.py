@@ -1,0 +1,1 @@
+"""The interfaces of other packages over sparsekern, so that a script changes one import."""
