@@ -1,4 +1,4 @@
-"""The command line: ``sparsekern info | train | bench``."""
+"""The command line: ``sparsekern info | train | bench | compare``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ._version import __version__
 _COMMANDS = {
     "train": ("training", "train a sparse network with and without a regulariser, and compare"),
     "bench": ("bench", "measure the kernels against other implementations on this machine"),
+    "compare": ("analysis", "CKA between the layers of one or two models, over a data set"),
 }
 _INFO_HELP = "what this installation can do, and why not more"
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(info())
         if parsed.command is None:
-            print("\nusage: sparsekern info | train | bench   (--help tells more)")
+            print("\nusage: sparsekern info | train | bench | compare   (--help tells more)")
         return 0
     try:
         status: int = parsed.run(parsed)

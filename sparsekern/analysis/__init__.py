@@ -2,6 +2,7 @@
 
 from .compare import CKA, model_layers
 from .features import FeatureRule
+from .given import compare_features
 from .layers import LayerInfo
 from .measures import cknna, mutual_knn, procrustes, pwcca, rsa, svcca
 from .result import CKAResult
@@ -14,6 +15,7 @@ __all__ = [
     "LayerInfo",
     "chance_level",
     "cknna",
+    "compare_features",
     "model_layers",
     "mutual_knn",
     "permutation_test",

@@ -196,7 +196,8 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks from 0, ties sharing their mean."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
-    return (ends - (counts + 1) / 2)[inverse]
+    ranks: Tensor = (ends - (counts + 1) / 2)[inverse]
+    return ranks
 
 
 def _correlation(x: Tensor, y: Tensor) -> float:
