@@ -133,23 +133,12 @@ class Pruner:
             raise RuntimeError("attach: this pruner is attached already; make another one")
         self._core, self._optimizer = unwrap(model), optimizer
         self._group = group_of(model)
-        self._weights = self._find()
-        self._total = sum(weight.parameter.numel() for weight in self._weights)
         try:
-            self._check_weights()
-        except (TypeError, ValueError):
+            self._begin()
+        except BaseException:  # such as a loss that fails: it may be attached again
+            self.remove()
             self._weights = []
             raise
-        self._put([torch.ones_like(w.parameter, dtype=torch.bool) for w in self._weights])
-        self._watch_optimizer()
-        if self._waiting is not None:
-            state, self._waiting = self._waiting, None
-            self._restore(state)
-        else:
-            self._start()
-            if self.tandem is not None:
-                self.tandem.pruned()
-        self._started = True
         return self
 
     def step(self) -> None:
@@ -334,6 +323,21 @@ class Pruner:
         """Sets pruned weights to exactly 0."""
         for parameter, removed in zip(self._parameters, self._removed, strict=True):
             parameter.masked_fill_(removed, 0)
+
+    def _begin(self) -> None:
+        self._weights = self._find()
+        self._total = sum(weight.parameter.numel() for weight in self._weights)
+        self._check_weights()
+        self._put([torch.ones_like(w.parameter, dtype=torch.bool) for w in self._weights])
+        self._watch_optimizer()
+        if self._waiting is not None:
+            self._restore(self._waiting)
+            self._waiting = None
+        else:
+            self._start()
+            if self.tandem is not None:
+                self.tandem.pruned()
+        self._started = True
 
     def _watch_optimizer(self) -> None:
         """Puts hooks on the optimizer."""

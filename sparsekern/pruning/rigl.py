@@ -32,7 +32,7 @@ class RigL(RST):
         end: T_end, in optimizer steps; in the paper three quarters of the training.
         every: ΔT, in optimizer steps.
         fraction: α.
-        distribution, seed: of the first masks; see :class:`RST`.
+        distribution, seed, rescale: of the first masks; see :class:`RST`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class RigL(RST):
         fraction: float = 0.3,
         distribution: str = "erk",
         seed: int = 0,
+        rescale: bool = False,
         exclude: Iterable[str | nn.Module] = (),
         min_per_layer: int = 1,
     ) -> None:
@@ -51,6 +52,7 @@ class RigL(RST):
             sparsity,
             distribution=distribution,
             seed=seed,
+            rescale=rescale,
             exclude=exclude,
             min_per_layer=min_per_layer,
         )

@@ -25,6 +25,11 @@ class RST(Pruner):
         sparsity, exclude, min_per_layer: see :class:`Pruner`.
         distribution: ``"erk"`` or ``"uniform"``.
         seed: of the draw, which does not touch torch's global random state.
+        rescale: whether to multiply each layer's weights by ``1/√density`` when attached, so that
+            what is left keeps the variance of the layer's output. Initialisations assume dense
+            layers: without it, and without normalisation, signals die out at high sparsity. (In
+            the sense of Evci et al. 2022, "Gradient Flow in Sparse Neural Networks and How Lottery
+            Tickets Win", who do it for each neuron.) For freshly initialised models only.
     """
 
     def __init__(
@@ -33,15 +38,21 @@ class RST(Pruner):
         *,
         distribution: str = "erk",
         seed: int = 0,
+        rescale: bool = False,
         exclude: Iterable[str | nn.Module] = (),
         min_per_layer: int = 1,
     ) -> None:
         super().__init__(sparsity, exclude=exclude, min_per_layer=min_per_layer)
         self.distribution = check_distribution(distribution, ("erk", "uniform"))
+        self.rescale = rescale
         self._generator = torch.Generator().manual_seed(seed)
 
+    @torch.no_grad()
     def _start(self) -> None:
         self._prune_to(self._final)
+        if self.rescale:
+            for parameter, kept in zip(self._parameters, self._counts, strict=True):
+                parameter.mul_((parameter.numel() / max(kept, 1)) ** 0.5)
 
     def _choose(self, kept: int, allowed: list[Tensor]) -> list[Tensor]:
         shapes = [mask.shape for mask in allowed]

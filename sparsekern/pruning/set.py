@@ -24,7 +24,7 @@ class SET(RST):
         fraction: ζ.
         epochs: of the whole training: at the end of the last one nothing moves any more. None: at
             the end of each.
-        distribution, seed: see :class:`RST`.
+        distribution, seed, rescale: see :class:`RST`.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class SET(RST):
         epochs: int | None = None,
         distribution: str = "erk",
         seed: int = 0,
+        rescale: bool = False,
         exclude: Iterable[str | nn.Module] = (),
         min_per_layer: int = 1,
     ) -> None:
@@ -42,6 +43,7 @@ class SET(RST):
             sparsity,
             distribution=distribution,
             seed=seed,
+            rescale=rescale,
             exclude=exclude,
             min_per_layer=min_per_layer,
         )

@@ -62,3 +62,28 @@ def test_no_layer_is_emptied_unless_asked():
 def test_other_distributions_are_refused():
     with pytest.raises(ValueError, match="distribution must be one of erk, uniform, got 'global'"):
         sk.pruning.RST(0.5, distribution="global")
+
+
+@pytest.mark.parametrize(
+    "kind", [sk.pruning.RST, sk.pruning.SET, lambda *a, **k: sk.pruning.RigL(*a, end=9, **k)]
+)
+def test_rescaling_keeps_the_variance_of_outputs(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(400, 300, bias=False))
+    x = torch.randn(500, 400)
+    dense = net(x).var().item()
+    weight = net[0].weight.detach().clone()
+    pruner = kind(0.9, rescale=True).attach(net)
+    mask = pruner.masks["0.weight"]
+    torch.testing.assert_close(net[0].weight.detach(), weight * mask * 10**0.5)
+    assert net(x).var().item() == pytest.approx(dense, rel=0.05)
+
+
+def test_a_resumed_pruner_does_not_rescale_again():
+    net = nn.Linear(6, 6)
+    state = sk.pruning.RST(0.5, rescale=True).attach(net).state_dict()
+    weight = net.weight.detach().clone()
+    again = sk.pruning.RST(0.5, rescale=True)
+    again.load_state_dict(state)
+    again.attach(net)
+    assert torch.equal(net.weight.detach(), weight)
