@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import nn, pruning, regularizers
+from . import nn
 from ._version import __version__
 from .dispatch import backend
 from .info import info
@@ -30,7 +30,7 @@ from .ops.similarity import (
 )
 
 if TYPE_CHECKING:
-    from . import analysis
+    from . import analysis, pruning, regularizers
 
 __all__ = [
     "RBF",
@@ -66,8 +66,11 @@ __all__ = [
 ]
 
 
+_ON_DEMAND = ("analysis", "pruning", "regularizers")
+
+
 def __getattr__(name: str) -> Any:
-    # What only a comparison of models needs is imported when it is asked for.
-    if name == "analysis":
-        return importlib.import_module(".analysis", __name__)
+    # What not everybody needs is imported when it is asked for.
+    if name in _ON_DEMAND:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
