@@ -23,6 +23,7 @@ _ORDER = (
     "selection",
     "penalties",
     "activity",
+    "analysis",
     "training",
 )
 
