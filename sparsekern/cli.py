@@ -1,4 +1,4 @@
-"""The command line: ``sparsekern info | train | bench | compare``."""
+"""The command line: ``sparsekern info | train | grid | report | bench | compare``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ._version import __version__
 
 # Each lives in sparsekern/<folder>/command.py: configure(parser), run(arguments) -> exit status.
 _COMMANDS = {
-    "train": ("training", "train a sparse network with and without a regulariser, and compare"),
+    "train": ("training", "train sparse networks, with and without regularisers"),
+    "grid": ("training.grid", "train all methods at several sparsities, and compare them"),
+    "report": ("training.reporting", "compare the results of train and grid: tables, pictures"),
     "bench": ("bench", "measure the kernels against other implementations on this machine"),
     "compare": ("analysis", "CKA between the layers of one or two models, over a data set"),
 }
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(info())
         if parsed.command is None:
-            print("\nusage: sparsekern info | train | bench | compare   (--help tells more)")
+            print(f"\nusage: sparsekern {' | '.join(('info', *_COMMANDS))}   (--help tells more)")
         return 0
     try:
         status: int = parsed.run(parsed)

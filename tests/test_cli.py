@@ -11,7 +11,15 @@ import pytest
 import sparsekern as sk
 from sparsekern.cli import main
 
-COMMANDS = ["train", "bench", "compare"]
+COMMANDS = ["train", "grid", "report", "bench", "compare"]
+FOLDERS = {
+    "train": "training",
+    "grid": "training.grid",
+    "report": "training.reporting",
+    "bench": "bench",
+    "compare": "analysis",
+}
+ARGUMENTS = {"report": ["runs"], "compare": ["net"]}
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +31,7 @@ def test_without_a_command_prints_info_and_a_hint(capsys: pytest.CaptureFixture[
     assert main([]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{sk.info()}\n")
-    assert "usage: sparsekern info | train | bench | compare" in out
+    assert "usage: sparsekern info | train | grid | report | bench | compare" in out
 
 
 def test_as_a_module() -> None:
@@ -67,14 +75,13 @@ def test_a_wrong_argument_is_one_line(
 def test_a_value_error_is_one_line(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = {"train": "training", "bench": "bench", "compare": "analysis"}[command]
-    module = importlib.import_module(f"sparsekern.{folder}.command")
+    module = importlib.import_module(f"sparsekern.{FOLDERS[command]}.command")
 
     def run(arguments: object) -> int:
         raise ValueError("--sparsity must be in [0, 1),\n got 1.5")
 
     monkeypatch.setattr(module, "run", run)
-    assert main([command, *(["net"] if command == "compare" else [])]) == 2
+    assert main([command, *ARGUMENTS.get(command, [])]) == 2
     message = f"sparsekern {command}: error: --sparsity must be in [0, 1), got 1.5\n"
     assert capsys.readouterr().err == message
 

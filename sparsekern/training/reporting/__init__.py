@@ -1,0 +1,1 @@
+"""``sparsekern report``: the runs of many experiments compared, as tables and pictures."""
