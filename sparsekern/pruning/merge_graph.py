@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.meta_tracer import MetaTracer
 from torch.nn import functional as F
 
 from .merge_products import BatchNorm, Layer, folded, merged_size, padding_of
@@ -70,28 +73,56 @@ class Candidate(NamedTuple):
     bias: Tensor
 
 
+def _is_leaf(module: nn.Module) -> bool:
+    """Layers stay whole, subclasses of torch's among them."""
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Layers stay whole, subclasses of torch's among them."""
-        leaf = isinstance(m, nn.Linear | nn.Conv2d)
-        return leaf or super().is_leaf_module(m, module_qualified_name)
+        return _is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _ShapeTracer(MetaTracer):
+    """Knows the shapes of tensors, which some models look at."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module, example: Tensor | None) -> fx.Graph:
+    """The model's graph; where its forward looks at shapes, that for shapes of the example.
+
+    Raises:
+        ValueError: if the model cannot be traced.
+    """
+    try:
+        try:
+            return _Tracer().trace(model)
+        except Exception:
+            if example is None:
+                raise
+            name = next(iter(inspect.signature(model.forward).parameters))
+            on_meta = copy.deepcopy(model).to("meta")
+            graph: fx.Graph = _ShapeTracer().trace(on_meta, {name: example.to("meta")})
+            return graph
+    except Exception as error:  # whatever a model's forward raises when it is given proxies
+        hint = "; with an example, shapes would be known" if example is None else ""
+        raise ValueError(
+            f"model of type {type(model).__name__} cannot be followed symbolically (torch.fx): "
+            f"{error}{hint}"
+        ) from error
 
 
 def candidates(
-    model: nn.Module, nonnegative_input: bool, allow_growth: bool
+    model: nn.Module, nonnegative_input: bool, allow_growth: bool, example: Tensor | None
 ) -> Iterator[tuple[str, Candidate | str]]:
     """Each linear and convolutional layer in the order of use, as a candidate or why it is none.
 
     Raises:
         ValueError: if the model cannot be traced.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # whatever a model's forward raises when it is given proxies
-        raise ValueError(
-            f"model of type {type(model).__name__} cannot be followed symbolically (torch.fx): "
-            f"{error}"
-        ) from error
+    graph = _trace(model, example)
     walk = _Walk(model, graph, nonnegative_input, allow_growth)
     for node in graph.nodes:
         layer = walk.module(node)

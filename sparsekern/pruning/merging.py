@@ -83,7 +83,8 @@ def merge_layers(
         model: the network, wrapped or not; it is not changed.
         nonnegative_input: whether the model's own input is known to be so (images in [0, 1]).
         allow_growth: whether a merged layer may have more weights than the two had.
-        example: an input to compare the outputs on, before and after.
+        example: an input to compare the outputs on, before and after. A model whose forward looks
+            at shapes is followed as it is for the example's.
         refit: called with the smaller model, to train it on.
 
     Returns:
@@ -98,7 +99,7 @@ def merge_layers(
     merging = True
     while merging:
         merging, report.kept = False, {}
-        for name, found in candidates(smaller, nonnegative_input, allow_growth):
+        for name, found in candidates(smaller, nonnegative_input, allow_growth, example):
             if isinstance(found, str):
                 report.kept[name] = found
                 continue

@@ -311,6 +311,29 @@ def test_a_model_that_cannot_be_traced():
         merge_layers(Branching())
 
 
+class Pooling(nn.Module):
+    """Pools as long as there is something to pool: its forward looks at shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        while min(x.shape[-2:]) > 2:
+            x = F.max_pool2d(x, 2)
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_a_model_that_looks_at_shapes():
+    net = Pooling().eval()
+    nonnegative(net.first)
+    with pytest.raises(ValueError, match="with an example, shapes would be known"):
+        merge_layers(net)
+    check(net, torch.randn(2, 3, 8, 8), [("first", "second")])
+
+
 def test_layer_sparsity_makes_layers_that_merge():
     """A deep network, trained with the proximal step: layers vanish, and nothing is lost."""
     torch.manual_seed(0)
