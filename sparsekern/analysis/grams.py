@@ -1,7 +1,8 @@
-"""One layer's centred Gram matrix of one batch: what a hook reduces features to."""
+"""Gram matrices of one batch: what hooks reduce features to, and their inner products."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,86 +17,94 @@ _CHUNK = 1 << 14  # entries multiplied in float32 before they are added in float
 
 
 @dataclass(frozen=True)
-class CentredGram:
-    """A centred Gram matrix divided by its largest entry, so that no product leaves the range.
+class LayerGram:
+    """What a hook keeps of one layer's features.
 
     Attributes:
-        matrix: ``(n, n)``; U-centred or doubly centred; zero where it would be no more than
-            rounding.
-        peak: what it was divided by, a scalar.
+        matrix: ``(n, n)``, doubly centred: what U-centring needs is in it, and its trace, which
+            tells how large rounding is, too.
+        noise: of the centred matrix's norm, what does not follow from ``matrix``: the rounding of
+            the features themselves, or for some kernels all of it; a scalar in the sum dtype.
+        trace_unit: how much of the trace rounding may be.
     """
 
     matrix: Tensor
-    peak: Tensor
+    noise: Tensor
+    trace_unit: float
 
 
-def centred_gram(x: Tensor, kernel: Kernel, estimator: str) -> CentredGram:
-    """The centred Gram matrix of ``(n, d)`` features.
+def layer_gram(x: Tensor, kernel: Kernel) -> LayerGram:
+    """The doubly centred Gram matrix of ``(n, d)`` features.
 
-    Doubly centred first: the projection of U-centring takes away what double centring does, and
-    the trace, which tells how large rounding is, survives.
+    Noise is told as the similarity operators tell it, from what is at hand: the trace of ``HKH``
+    instead of that of the features' products. Only where all samples nearly agree does the rounding
+    of the features themselves count, and then the first one has the energy of each.
 
     Raises:
         ValueError: if features are not finite (told on the CPU; elsewhere the result is NaN).
     """
-    k = gram(x, kernel, center="double")  # (n, n)
-    level = _noise_level(x, k, kernel)
-    if estimator == "unbiased":
-        _u_center_(k)
-    peak = k.abs().amax()
-    k = k.div_(torch.where(peak == 0, 1, peak))
-    wide = sum_dtype(k)
-    norm = torch.linalg.vector_norm(k, dtype=wide) * peak.to(wide)
-    # NaN stays a signal: it must reach the result and be told.
-    k = k.mul_(~(norm <= level))
-    return CentredGram(k, peak.to(wide))
-
-
-def _u_center_(k: Tensor) -> Tensor:  # (n, n) -> (n, n)
-    """U-centring in place: ``K_ij - s_i - s_j`` off the diagonal (Székely & Rizzo 2014)."""
-    n = len(k)
-    k.fill_diagonal_(0)
-    rows = k.sum(dim=1, dtype=sum_dtype(k)) / (n - 2)
-    shift = (rows - rows.sum() / (2 * (n - 1))).to(k.dtype)
-    return k.sub_(shift[:, None]).sub_(shift[None, :]).fill_diagonal_(0)
-
-
-def _noise_level(x: Tensor, k: Tensor, kernel: Kernel) -> Tensor:  # -> ()
-    """The norm that rounding alone could give the centred Gram matrix ``k`` of features ``x``.
-
-    As the similarity operators tell it, from what is at hand here: the trace of ``HKH`` instead of
-    that of the features' products. Only where all samples nearly agree does the rounding of the
-    features themselves count, and then the first one has the energy of each.
-    """
+    k = gram(x, kernel, center="double")
     wide, n = sum_dtype(k), len(k)
-    unit = torch.finfo(k.dtype).eps / 2
-    trace = k.diagonal().sum(dtype=wide)
-    if isinstance(kernel, RBF):
-        # ‖K‖² ≈ ‖HKH‖² + (1ᵀK1/n)², and the trace of K is n.
-        squares = torch.linalg.vector_norm(k, dtype=wide).square() + (n - trace).square()
-        level: Tensor = NOISE_UNITS * unit * squares.sqrt()
-        return level
+    unit = NOISE_UNITS * torch.finfo(k.dtype).eps / 2
     if isinstance(kernel, Linear):
         input_unit = torch.finfo(x.dtype).eps / 2
-        energy = n * x[0].to(wide).square().sum()
-        rounding: Tensor = unit * trace + input_unit**2 * energy / max(1, x.shape[1]) ** 0.5
-        return NOISE_UNITS * rounding
+        energy = n * torch.linalg.vector_norm(x[0], dtype=wide).square()
+        width = max(1, x.shape[1]) ** 0.5
+        return LayerGram(k, energy * (NOISE_UNITS * input_unit**2 / width), unit)
+    if isinstance(kernel, RBF):
+        # ‖K‖² ≈ ‖HKH‖² + (1ᵀK1/n)², and the trace of K is n.
+        rest = n - k.diagonal().sum(dtype=wide)
+        norm = (torch.linalg.vector_norm(k, dtype=wide).square() + rest.square()).sqrt()
+        return LayerGram(k, unit * norm, 0.0)
     if isinstance(kernel, Polynomial):
-        return NOISE_UNITS * unit * (x.to(wide).square().sum(1) + kernel.c).pow(kernel.degree).sum()
-    return torch.full_like(trace, NOISE_UNITS * unit * n)  # cosine: a diagonal of ones
+        diagonal = (x.to(wide).square().sum(1) + kernel.c).pow(kernel.degree)
+        return LayerGram(k, unit * diagonal.sum(), 0.0)
+    return LayerGram(k, torch.tensor(unit * n, dtype=wide, device=k.device), 0.0)  # cosine
 
 
-def stacked(grams: list[CentredGram], device: torch.device) -> tuple[Tensor, Tensor]:
-    """All matrices as rows: ``(layers, n²)``, and the peaks ``(layers,)``.
+@dataclass(frozen=True)
+class CentredGrams:
+    """Centred Gram matrices of several layers, scaled so that no product leaves the range.
 
-    Raises:
-        ValueError: if layers differ in the number of samples.
+    Attributes:
+        rows: ``(layers, n²)``, U-centred or doubly centred, divided by ``scale``.
+        scale: ``(layers,)``, the mean energy of a sample.
+        noise: ``(layers,)``: squared norms of ``rows`` up to this are no more than rounding.
     """
+
+    rows: Tensor
+    scale: Tensor
+    noise: Tensor
+
+
+def centred(grams: Sequence[LayerGram], estimator: str) -> CentredGrams:
+    """Centres and scales the Gram matrices of all layers at once, on the first one's device."""
+    device, n = grams[0].matrix.device, len(grams[0].matrix)
     dtype = torch.float32
     for item in grams:
         dtype = torch.promote_types(dtype, item.matrix.dtype)
-    rows = torch.stack([item.matrix.to(device, dtype).flatten() for item in grams])
-    return rows, torch.stack([item.peak.to(device) for item in grams])
+    stack = torch.stack([item.matrix.to(device, dtype) for item in grams])  # (layers, n, n)
+    wide = sum_dtype(stack)
+    diagonal = stack.diagonal(dim1=1, dim2=2)
+    trace = diagonal.sum(dim=1, dtype=wide)
+    scale = torch.where(trace == 0, 1, trace / n)
+    units = torch.tensor([item.trace_unit for item in grams], dtype=wide, device=device)
+    noise = torch.stack([item.noise.to(device, wide) for item in grams]) + units * trace
+    stack *= (1 / scale).to(dtype)[:, None, None]
+    if estimator == "unbiased":
+        # U-centring (Székely & Rizzo 2014): K_ij - s_i - s_j off the diagonal.
+        diagonal.zero_()
+        rows = stack.sum(dim=2).to(wide) / (n - 2)
+        shift = (rows - rows.sum(dim=1, keepdim=True) / (2 * (n - 1))).to(dtype)
+        stack -= shift[:, :, None]
+        stack -= shift[:, None, :]
+        diagonal.zero_()
+    return CentredGrams(stack.flatten(1), scale, (noise / scale).square())
+
+
+def silenced(squares: Tensor, noise: Tensor) -> Tensor:
+    """Squared norms with those that are no more than rounding set to 0; NaN stays, to be told."""
+    return torch.where(squares <= noise, 0, squares)
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:  # (p, m), (q, m) -> (p, q)
@@ -109,6 +118,5 @@ def products(a: Tensor, b: Tensor) -> Tensor:  # (p, m), (q, m) -> (p, q)
 
 
 def self_products(a: Tensor) -> Tensor:  # (p, m) -> (p,)
-    """The squared norm of each row, in float64."""
-    norms: Tensor = torch.linalg.vector_norm(a, dim=1, dtype=sum_dtype(a))
-    return norms.square()
+    """The squared norm of each row."""
+    return torch.stack([row.square().sum() for row in a]).to(sum_dtype(a))

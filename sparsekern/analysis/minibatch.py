@@ -8,7 +8,7 @@ from torch import Tensor
 from ..ops.similarity.kernels import Kernel
 from .collective import Team
 from .engine import Outcome
-from .grams import CentredGram, centred_gram
+from .grams import LayerGram, layer_gram
 from .plan import human_bytes
 from .sums import BatchSums, Shape
 from .taps import Key
@@ -53,13 +53,13 @@ class MinibatchEngine:
         """Samples added so far on this rank."""
         return self._sums.samples
 
-    def reduce(self, key: Key, x: Tensor) -> CentredGram:
-        """The centred Gram matrix of a layer."""
-        return centred_gram(x, self._kernel, self._estimator)
+    def reduce(self, key: Key, x: Tensor) -> LayerGram:
+        """The doubly centred Gram matrix of a layer."""
+        return layer_gram(x, self._kernel)
 
     def start(
         self,
-        items: list[list[CentredGram]],
+        items: list[list[LayerGram]],
         samples: int,
         total: int | None,
         select: tuple[list[int], list[int]] | None,
@@ -77,7 +77,7 @@ class MinibatchEngine:
             f"whatever the number of batches"
         )
 
-    def add(self, items: list[list[CentredGram]], samples: int, names: list[list[str]]) -> None:
+    def add(self, items: list[list[LayerGram]], samples: int, names: list[list[str]]) -> None:
         """Adds one batch.
 
         Raises:

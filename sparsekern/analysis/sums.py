@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.similarity.reference import hsic_scale
-from .grams import CentredGram, products, self_products, stacked
+from .grams import LayerGram, centred, products, self_products, silenced
 
 _MOST_GROUPS = 128
 _GROUP_BYTES = 256 << 20
@@ -65,6 +65,11 @@ def normalised(cross: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return cross * x[..., :, None] * y[..., None, :]
 
 
+def _without_noise(products: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Inner products with those of layers whose own is no more than rounding set to 0."""
+    return products.masked_fill((first == 0)[:, None] | (second == 0), 0)
+
+
 @dataclass
 class BatchSums:
     """Unbiased (or biased) HSIC of all pairs of layers, summed over batches.
@@ -104,8 +109,8 @@ class BatchSums:
 
     def add(
         self,
-        grams1: list[CentredGram],
-        grams2: list[CentredGram] | None,
+        grams1: list[LayerGram],
+        grams2: list[LayerGram] | None,
         samples: int,
         select: tuple[list[int], list[int]] | None = None,
     ) -> None:
@@ -117,27 +122,33 @@ class BatchSums:
             samples: in the batch.
             select: with one model, which of its layers are rows and which are columns.
         """
-        device = grams1[0].matrix.device
-        v, peaks = stacked(grams1, device)
         n = len(grams1[0].matrix)  # with every position as a sample more than samples
-        scale = hsic_scale(n, self.estimator)
-        own = self_products(v) * peaks.square() / scale
+        one = centred(grams1, self.estimator)
+        divisor = hsic_scale(n, self.estimator)
+        v = w = one.rows
+        left = one.scale
         if grams2 is None:
             rows, columns = select or (list(range(len(v))),) * 2
-            whole = products(v, v) * peaks[:, None] * peaks / scale
-            whole.diagonal().copy_(own)  # the same number: CKA with itself is 1
+            whole = products(v, v)
+            own = silenced(whole.diagonal(), one.noise)
+            whole = _without_noise(whole, own, own)
             cross, first, second = whole[rows][:, columns], own[rows], own[columns]
-            w, other_peaks = v[columns], peaks[columns]
-            v, peaks = v[rows], peaks[rows]
+            left, right = one.scale[rows], one.scale[columns]
+            if self.permutations:
+                v, w = v[rows], v[columns]
         else:
-            w, other_peaks = stacked(grams2, device)
-            w = w.to(v.dtype)
-            cross = products(v, w) * peaks[:, None] * other_peaks / scale
-            first, second = own, self_products(w) * other_peaks.square() / scale
-        self.shape = self.shape or Shape(*cross.shape)
+            two = centred(grams2, self.estimator)
+            w, right = two.rows.to(v), two.scale.to(v.device)
+            first = silenced(self_products(v), one.noise)
+            second = silenced(self_products(w), two.noise.to(v.device))
+            cross = _without_noise(products(v, w), first, second)
+        scale = left[:, None] * right / divisor
+        cross = cross * scale
         null = None
         if self.permutations:
-            null = self._permuted(v, w, n) * (peaks[:, None] * other_peaks / scale)
+            null = _without_noise(self._permuted(v, w, n), first, second) * scale
+        first, second = first * left.square() / divisor, second * right.square() / divisor
+        self.shape = self.shape or Shape(*cross.shape)
         packed = self.shape.pack(cross, first, second)
         # From here on nothing can fail half-way: an interruption leaves whole batches.
         if null is not None:

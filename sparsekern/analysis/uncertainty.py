@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.similarity.kernels import Kernel, resolve_kernel
-from .grams import centred_gram, products, self_products
+from .grams import centred, layer_gram, products, self_products, silenced
 from .sums import Shape
 
 _LEAST_GROUPS = 2
@@ -126,12 +126,12 @@ def permutation_test(
         )
     resolved = resolve_kernel(kernel)
     flat = [one.detach().flatten(1) if one.dim() > 1 else one[:, None] for one in (x, y)]
-    u, v = (centred_gram(one, resolved, estimator).matrix for one in flat)
-    u, v = u.to(v.dtype), v.to(torch.promote_types(u.dtype, v.dtype))
-    u = u.to(v.dtype)
-    n = len(u)
-    row = u.reshape(1, -1)
-    observed = products(row, v.reshape(1, -1))
+    grams = centred([layer_gram(one, resolved) for one in flat], estimator)
+    row, other = grams.rows[:1], grams.rows[1:]
+    n = len(x)
+    v = other.view(n, n)
+    own = silenced(self_products(grams.rows), grams.noise)
+    observed = products(row, other)
     generator = torch.Generator().manual_seed(seed)
     null = []
     step = max(1, (1 << 24) // (n * n))
@@ -141,8 +141,8 @@ def permutation_test(
         order = order.to(v.device)
         null.append(products(v[order[:, :, None], order[:, None, :]].flatten(1), row))
     p = p_values(torch.cat(null)[:, :, None], observed)
-    norms = (self_products(row) * self_products(v.reshape(1, -1))).sqrt()
-    return float(observed / norms) if norms > 0 else 0.0, float(p)
+    norms = own.prod().sqrt()
+    return (float(observed / norms), float(p)) if norms > 0 else (0.0, 1.0)
 
 
 def chance_level(
