@@ -69,11 +69,11 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def batches(recipe: Recipe, steps: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    data = load_digits(0)
+    data = load_digits(0).train
     for step in range(steps):
         chosen = torch.arange(step * recipe.batch, (step + 1) * recipe.batch)
-        chosen %= len(data.train_images)
-        yield data.train_images[chosen].to(dtype), data.train_labels[chosen]
+        chosen %= len(data.labels)
+        yield data.images[chosen].to(dtype), data.labels[chosen]
 
 
 def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
