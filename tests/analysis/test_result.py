@@ -70,11 +70,15 @@ def test_shapes_must_fit():
         CKAResult(torch.zeros(2, 2), ["a"], ["a", "b"], 8)
 
 
-def test_csv_and_pandas(result, tmp_path):
+def test_csv(result, tmp_path):
     lines = result.to_csv(tmp_path / "r.csv").splitlines()
     assert (tmp_path / "r.csv").read_text().splitlines() == lines
     assert lines[0] == ",conv1,bn1,fc"
     assert float(lines[1].split(",")[2]) == result.matrix[0, 1]
+
+
+def test_pandas(result):
+    pytest.importorskip("pandas")
     frame = result.to_pandas()
     assert frame.loc["conv1", "fc"] == result.matrix[0, 2]
 
