@@ -107,7 +107,7 @@ def test_errors(model):
         DeadNeuronRecorder(nn.Linear(2, 2))
 
 
-def test_ap_lowers_the_dynamic_rate_of_a_layer():
+def test_ap_lowers_the_total_rate_of_a_layer():
     """Fewer negative weights: at the same sparsity more pre-activations are above 0."""
     rates = []
     for make in (

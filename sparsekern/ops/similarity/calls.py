@@ -30,7 +30,7 @@ Layer = tuple[int, int, int]
 
 
 def _described(xs: Sequence[Tensor]) -> tuple[list[Tensor], list[Layer]]:
-    """The features with the elements of a row adjacent, as the core reads them, and where they lie."""
+    """The features as the core reads them, elements of a row adjacent, and where they lie."""
     rows: list[Tensor] = []
     layers: list[Layer] = []
     for x in xs:
@@ -81,7 +81,8 @@ def compare(
     """HSIC or CKA between layers: the first ``first`` with the others, or (0) all with all.
 
     Returns:
-        The matrix, or for one pair its scalar, and what :func:`compare_grad` needs of it (nothing unless ``keep``).
+        The matrix, or for one pair its scalar, and what :func:`compare_grad` needs of it (nothing
+        unless ``keep``).
     """
     rows, layers = _described(xs)
     x = rows[0]

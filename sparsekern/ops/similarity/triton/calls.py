@@ -34,7 +34,8 @@ def compare(
     """HSIC or CKA between layers: the first ``first`` with the others, or (0) all with all.
 
     Returns:
-        The matrix, or for one pair its scalar, and what :func:`compare_grad` needs of it (nothing unless ``keep``).
+        The matrix, or for one pair its scalar, and what :func:`compare_grad` needs of it (nothing
+        unless ``keep``).
     """
     shape = result_shape(first, len(xs))
     out = xs[0].new_empty(shape, dtype=accumulation_dtype(xs[0].dtype))
