@@ -145,6 +145,8 @@ def summary(model: nn.Module, input: Any = None, *, seconds: float = 0.2) -> Mod
     """
     if not seconds >= 0:
         raise ValueError(f"seconds must not be negative, got {seconds}")
+    # What torch.compile has made would run traced code, past the hooks.
+    model = getattr(model, "_orig_mod", model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not layers:
         raise ValueError("model has no masked layer: sparsekern.nn.sparsify makes them")

@@ -162,6 +162,12 @@ def test_inputs_of_several_kinds(model: Net) -> None:
     assert len(flops) == 1
 
 
+def test_a_compiled_model_is_seen_through(model: Net) -> None:
+    x = torch.randn(2, 4, 9, 8)
+    plain, compiled = (sk.nn.summary(m, x, seconds=0) for m in (model, torch.compile(model)))
+    assert [(r.name, r.flops) for r in compiled.rows] == [(r.name, r.flops) for r in plain.rows]
+
+
 def test_the_table(model: Net) -> None:
     text = str(sk.nn.summary(model, torch.randn(6, 4, 9, 8), seconds=0))
     lines = text.splitlines()
