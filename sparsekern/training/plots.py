@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .store import PICTURES
 Record = dict[str, Any]
 _COLOURS = ("#4477aa", "#ee6677")  # told apart by every kind of colour vision (Paul Tol)
 _DPI = 110
+_MOST_VALUES = 12  # in a row of a heat map, to be written into it
 
 
 def draw_pictures(
@@ -47,31 +49,34 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
     figure = Figure(figsize=(7, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     last: list[float] = []
+    last_epoch = 2
     for loss, colour in zip(settings.variants, _COLOURS, strict=False):
-        curves = 100 * np.array(
+        runs = [
             [
-                [
-                    record["accuracy"]
-                    for record in records
-                    if record["kind"] == "epoch"
-                    and (record["regularizer"], record["seed"]) == (loss, seed)
-                ]
-                for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+                record["accuracy"]
+                for record in records
+                if record["kind"] == "epoch"
+                and (record["regularizer"], record["seed"]) == (loss, seed)
             ]
-        )
-        epochs = np.arange(1, curves.shape[1] + 1)
+            for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+        ]
+        # ART ends when its rule says so: runs of different lengths are drawn with one end.
+        shortest, longest = min(map(len, runs)), max(map(len, runs))
+        curves = 100 * np.array([run[-shortest:] for run in runs])
+        epochs = np.arange(longest - shortest + 1, longest + 1)
+        last_epoch = max(last_epoch, longest)
         mean, std = curves.mean(axis=0), curves.std(axis=0)
         axes.plot(epochs, mean, color=colour, label=f"{label(loss)}: {mean[-1]:.2f} %")
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         last.append(float(mean[-1]))
     # The first epochs would press the interesting ones flat.
     axes.set_ylim(max(0.0, min(last) - 12), 101)
-    axes.set_xlim(1, max(2, settings.epochs))
+    axes.set_xlim(1, last_epoch)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{settings.held_out} accuracy, %")
     axes.set_title(
-        f"{settings.model} on {settings.data}, sparsity {settings.sparsity:g}, "
-        f"{settings.seeds} seed(s): mean ± std",
+        f"{settings.model} on {settings.data}, {settings.method} at sparsity "
+        f"{settings.sparsity:g}, {settings.seeds} seed(s): mean ± std",
         fontsize=11,
     )
     axes.grid(alpha=0.3)
@@ -96,11 +101,14 @@ def draw_similarity(path: Path, settings: Settings, records: Sequence[Record]) -
         image = axes.imshow(values, vmin=lowest, vmax=1, cmap="viridis")
         inside = np.mean([record["interlayer_cka"] for record in of])
         axes.set_title(f"{label(loss)}: mean of the compared pairs {inside:.3f}", fontsize=11)
-        _write_values(axes, values, threshold=(1 + lowest) / 2)
+        if len(values) <= _MOST_VALUES:
+            _write_values(axes, values, threshold=(1 + lowest) / 2)
         _outline(axes, [len(group) for group in groups])
-        blocks = [name.removeprefix("stage") for group in groups for name in group]
-        axes.set_xticks(range(len(blocks)), blocks)
-        axes.set_yticks(range(len(blocks)), blocks)
+        names = [name for group in groups for name in group]
+        blocks = [re.sub("^(stage|layer|blocks?[.])", "", name) for name in names]
+        small = {"fontsize": 10 if len(blocks) <= _MOST_VALUES else 7}
+        axes.set_xticks(range(len(blocks)), blocks, rotation=0 if len(blocks) < 9 else 90, **small)
+        axes.set_yticks(range(len(blocks)), blocks, **small)
         axes.set_xlabel("block (stage.position)")
     panels[0].set_ylabel("block (stage.position)")
     figure.colorbar(image, ax=panels, label="unbiased linear CKA", shrink=0.8)

@@ -1,5 +1,6 @@
 """Every method through the harness: exact sparsity, schedules, AP along with each."""
 
+import json
 import math
 
 import pytest
@@ -168,6 +169,23 @@ def test_arts_phases_and_their_learning_rates():
     rates = [record["lr"] for record in records]
     assert rates == pytest.approx([0.1] * 5 + [0.1, 0.1, 0.01, 0.001])
     assert [record["penalty"] for record in records] == [0] * 9  # its value is 0, its gradient not
+
+
+def test_runs_of_different_lengths_are_drawn(train, tmp_path, monkeypatch):
+    """ART's rule stops one seed sooner than the other; networks of many blocks are drawn too."""
+    original = pruning.StopRule.update
+    stops = iter([True, False, False])
+    monkeypatch.setattr(
+        pruning.StopRule, "update", lambda *values: bool(original(*values)) or next(stops)
+    )
+    words = "--method art --model resnet56 --width 2 --epochs 3 --seeds 2 --threads 1"
+    words += " --set art.max_epochs=2 --set art.warmup=0"
+    assert train(*words.split(), "--out", tmp_path) == 0
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    seeds = [json.loads(line)["seed"] for line in lines if '"epoch"' in line[:20]]
+    assert [seeds.count(seed) for seed in (0, 1)] == [4, 5]
+    assert (tmp_path / "accuracy.png").exists()
+    assert (tmp_path / "cka.png").exists()
 
 
 def test_art_without_a_limit_ends_when_its_rule_says():
