@@ -237,6 +237,15 @@ class _Bar:
             f"CKA in stages {result['interlayer_cka']:.3f}, {result['seconds']:.1f} s",
             highlight=False,
         )
+        if result.get("merged", {}).get("count"):
+            merged = result["merged"]
+            self._console.print(
+                f"  without {', '.join(merged['layers'])}, merged into the next: "
+                f"{merged['parameters']} parameters instead of {merged['parameters_before']}, "
+                f"accuracy {100 * merged['accuracy']:.2f} %",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _show_steps(self, run: TrainingRun) -> None:
         """Takes all runs for as long as this one, whose end a method may move."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..pruning import ART
+from ..pruning import ART, merge_layers
 from ..regularizers import HyperSparse, LayerSparsity
 from . import models
 from .building import (
@@ -217,7 +217,27 @@ class TrainingRun:
             "weights": self.pruner.total if self.pruner is not None else 0,
             "kept": self.pruner.kept if self.pruner is not None else 0,
             "layers": {name: list(counts) for name, counts in layers.items()},
+            **self._merged(),
             "seconds": round(self._seconds, 3),
+        }
+
+    def _merged(self) -> Record:
+        """With layer sparsity: the layers that can be merged away, and the network without them."""
+        if "layersparsity" not in self.penalties:
+            return {}
+        try:
+            smaller, report = merge_layers(self.model)
+        except ValueError as error:  # a network that cannot be traced
+            return {"merged": {"count": 0, "reason": str(error)}}
+        accuracy, _ = accuracy_and_loss(smaller, self.data.held_out)
+        return {
+            "merged": {
+                "count": len(report.merged),
+                "layers": [name for name, _ in report.merged],
+                "parameters_before": report.parameters_before,
+                "parameters": report.parameters_after,
+                "accuracy": accuracy,
+            }
         }
 
     def close(self) -> None:

@@ -137,6 +137,24 @@ def test_layer_sparsity_acts_through_its_proximal_step():
     assert min(after.values()) == 0
 
 
+def test_merged_layers_are_told_and_the_smaller_network_is_as_good():
+    options = {"layersparsity": {"strength": 1e3, "layers": ["fc4"]}}
+    given = {"model": "mlp", "width": 16, "regularizer": ["layersparsity"], "options": options}
+    run = make_run("dense", **given, sparsity=0.0)
+    finish(run)
+    result = run.result()
+    assert result["merged"]["layers"] == ["fc4"]
+    assert result["merged"]["parameters_before"] - result["merged"]["parameters"] == 17 * 16
+    assert result["merged"]["accuracy"] == pytest.approx(result["accuracy"], abs=1 / 360)
+    assert "merged" not in make_run("rst").result()
+
+
+def test_a_network_that_cannot_be_traced_is_not_merged():
+    given = {"model": "vgg19", "width": 2, "regularizer": ["layersparsity"]}
+    run = make_run("dense", **given, sparsity=0.0)
+    assert run.result()["merged"]["count"] == 0
+
+
 @pytest.mark.parametrize("method", PRUNING)
 def test_ap_goes_along_with_every_method_and_is_resumed(method, tmp_path):
     """To the same sparsity, by weights of its own, and exactly from any step."""

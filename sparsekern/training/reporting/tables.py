@@ -15,6 +15,8 @@ MEASURES = (
     ("interlayer_cka", "interlayer CKA", 1, 3),
     ("dead_neurons.dynamic", "dynamic dead-neuron rate", 1, 3),
     ("dead_neurons.static", "static dead-neuron rate", 1, 3),
+    ("merged.count", "layers that layer sparsity merges away", 1, 1),
+    ("merged.accuracy", "accuracy without them, %", 100, 2),
 )
 
 
