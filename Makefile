@@ -12,6 +12,11 @@ TORCH := $(VENV)/.torch-$(TORCH_VERSION)
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 CPP := $(sort $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h))
+CU := $(sort $(wildcard csrc/cuda/*.cu))
+
+# Compiling for six kinds of GPU takes minutes, and the tests run the CUDA kernels emulated:
+# SPARSEKERN_CUDA=1 builds them here too. `make gpu` and scripts/check_cuda.sh do.
+export SPARSEKERN_CUDA ?= 0
 
 .PHONY: demo test lint format bench gpu clean
 
@@ -25,19 +30,19 @@ test: $(INSTALLED)
 	@for isa in $$($(BIN)/python -c 'from sparsekern.native import other_isas; print(*other_isas())'); \
 	do \
 	    echo "tests/ops with SPARSEKERN_ISA=$$isa"; \
-	    SPARSEKERN_ISA=$$isa $(BIN)/python -m pytest -q tests/ops -k 'not reference and not triton' || exit 1; \
+	    SPARSEKERN_ISA=$$isa $(BIN)/python -m pytest -q tests/ops -k 'not reference and not triton and not cuda' || exit 1; \
 	done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(CU)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(CU)
 
 bench: $(PEERS)
 	$(BIN)/sparsekern bench
@@ -48,7 +53,7 @@ gpu:
 
 # Keeps the virtual environment, for torch is a large download: `rm -r .venv` removes it too.
 clean:
-	rm -rf build dist *.egg-info sparsekern/_cpu.*so sparsekern/_cpu_build_note.txt
+	rm -rf build dist *.egg-info sparsekern/_c*.*so sparsekern/_c*_build_note.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks $(INSTALLED) $(PEERS)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -r {} +
 

@@ -29,7 +29,10 @@ part() { # name, seconds it may take; the command that follows
 workers=()
 if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi # kernels compile in parallel
 
-part "build" 100 env SPARSEKERN_CPU=auto "$PYTHON" setup.py -q build_ext --inplace
+# The CUDA kernels where nvcc is there, for the GPU at hand only.
+arch=$("$PYTHON" -c 'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
+part "build" 200 env SPARSEKERN_CPU=auto SPARSEKERN_CUDA=auto \
+    SPARSEKERN_CUDA_ARCHS="${SPARSEKERN_CUDA_ARCHS:-$arch}" "$PYTHON" setup.py -q build_ext --inplace
 part "device" 60 "$PYTHON" -c 'import torch, triton
 print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
 print("torch", torch.__version__, "triton", triton.__version__)'

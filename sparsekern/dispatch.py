@@ -15,7 +15,6 @@ from . import native
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _CHOICES = ("auto", *BACKENDS)
 _CPU = torch.device("cpu")
-_NOT_YET = "this version has no {} kernels"
 # What Triton's own back ends drive. NVIDIA GPUs before compute capability 8.0 lack the tensor-core
 # modes that the kernels ask for.
 _TRITON_DEVICES = ("cuda", "xpu")
@@ -76,8 +75,17 @@ def missing_reason(name: str) -> str:
     if name == "triton":
         return _triton_missing_reason()
     if name == "cuda":
-        return _NOT_YET.format(name)
+        return _cuda_missing_reason()
     return ""
+
+
+def _cuda_missing_reason() -> str:
+    reason = native.cuda_missing_reason()
+    if reason or native.cuda_is_emulated():
+        return reason
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA, so no tensor of its is on a GPU"
+    return "" if torch.cuda.is_available() else "torch sees no GPU here"
 
 
 def triton_interprets() -> bool:
@@ -110,28 +118,50 @@ def _triton_refuses(device_type: str, index: int | None) -> str:
     return ""
 
 
-def select(device: torch.device) -> str:
+@functools.cache
+def _cuda_refuses(device_type: str, index: int | None) -> str:
+    """Why the CUDA kernels do not run on tensors of a device, or an empty string where they do."""
+    wanted = "cpu" if native.cuda_is_emulated() else "cuda"
+    if device_type != wanted or torch.version.hip is not None:
+        kind = "NVIDIA GPU" if wanted == "cuda" else "CPU"
+        return f"it runs on {kind} tensors, and these are on {device_type}"
+    if wanted == "cpu":
+        return ""
+    number = torch.cuda.current_device() if index is None else index
+    why = native.cuda().refusal(number)
+    return f"its kernels do not load on device {number}: {why}" if why else ""
+
+
+def select(device: torch.device, *, has_cuda: bool = False) -> str:
     """The back end that runs an operator on tensors of this device.
+
+    Args:
+        device: of the tensors.
+        has_cuda: whether the operator has CUDA kernels, which ``"auto"`` then takes first.
 
     Raises:
         RuntimeError: if the back end asked for is missing here or does not run on the device.
     """
     if device == _CPU:  # reading a device's type takes as long as all the rest
-        return _select(_requested, "cpu", None)
-    return _select(_requested, device.type, device.index)
+        return _select(_requested, "cpu", None, has_cuda)
+    return _select(_requested, device.type, device.index, has_cuda)
 
 
-def _select(asked: str | None, device_type: str, index: int | None) -> str:
+def _select(asked: str | None, device_type: str, index: int | None, has_cuda: bool) -> str:
     choice = asked or _environment()
     if choice == "auto":
         if device_type == "cpu":
             return "reference" if native.cpu_missing_reason() else "cpu"
+        if has_cuda and not missing_reason("cuda") and not _cuda_refuses(device_type, index):
+            return "cuda"
         if missing_reason("triton") or _triton_refuses(device_type, index):
             return "reference"
         return "triton"
     reason = missing_reason(choice)
     if not reason and choice == "triton":
         reason = _triton_refuses(device_type, index)
+    if not reason and choice == "cuda":
+        reason = _cuda_refuses(device_type, index)
     if not reason and choice == "cpu" and device_type != "cpu":
         reason = f"it runs on CPU tensors, and these are on {device_type}"
     if reason:

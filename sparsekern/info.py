@@ -41,6 +41,8 @@ class Info:
 
     ``cpu`` is None where the compiled core is missing (``backends`` holds the reason); ``triton``
     is None where it is not installed; ``cuda`` is None where torch was built without it.
+    ``kernels`` is the version of CUDA that sparsekern's own kernels were built with, or None
+    without them.
     """
 
     version: str
@@ -50,6 +52,7 @@ class Info:
     triton: str | None
     cuda: str | None
     cuda_devices: int
+    kernels: str | None
     python: str
     platform: str
 
@@ -57,7 +60,9 @@ class Info:
         lines = [f"sparsekern {self.version}", "", "back ends"]
         for backend in self.backends:
             state = "available" if backend.available else f"missing: {backend.reason}"
-            lines.append(f"  {backend.name:<10} {state}")
+            first, *more = state.splitlines()
+            lines.append(f"  {backend.name:<10} {first}")
+            lines += [f"  {'':<10} {line}" for line in more]
         if self.cpu is not None:
             choices = ", ".join(self.cpu.available_isas)
             lines += [
@@ -75,6 +80,7 @@ class Info:
             f"  torch      {self.torch}",
             f"  triton     {self.triton or 'not installed'}",
             f"  CUDA       {cuda}",
+            f"  kernels    {f'built with CUDA {self.kernels}' if self.kernels else 'not built'}",
             f"  Python     {self.python}",
             f"  platform   {self.platform}",
         ]
@@ -96,6 +102,7 @@ def info() -> Info:
         triton=_installed_version("triton"),
         cuda=torch.version.cuda,
         cuda_devices=torch.cuda.device_count(),
+        kernels=native.cuda_build() or None,
         python=platform.python_version(),
         platform=platform.platform(),
     )

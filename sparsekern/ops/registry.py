@@ -76,6 +76,7 @@ def back_end(
     reference: ModuleType,
     cpu: ModuleType,
     triton: ModuleType | None = None,
+    cuda: ModuleType | None = None,
 ) -> Any:
     """The module of an operator family that computes on tensors of this device, here and now.
 
@@ -84,25 +85,27 @@ def back_end(
         reference: the family in plain PyTorch.
         cpu: the family on the compiled core.
         triton: the family on Triton, where it has kernels there.
+        cuda: the family on the CUDA kernels, where it has some.
 
     Raises:
         RuntimeError: if the back end asked for is missing or has nothing for this family.
     """
-    choice = dispatch.select(device)
-    if choice == "triton" and triton is None:
-        if dispatch.requested() == "triton":
+    choice = dispatch.select(device, has_cuda=cuda is not None)
+    module = {"cpu": cpu, "triton": triton, "cuda": cuda}.get(choice, reference)
+    if module is None:
+        if dispatch.requested() == choice:
             family = reference.__name__.rpartition(".")[0].rpartition(".")[2]
             raise RuntimeError(
-                f"the triton back end was asked for and has no kernels for {family} operators"
+                f"the {choice} back end was asked for and has no kernels for {family} operators"
             )
         return reference
-    if choice not in ("cpu", "triton"):
+    if module is reference:
         return reference
     if not torch.compiler.is_compiling() and (
         forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     ):
         return reference  # forward-mode derivatives, vmap: plain PyTorch has them
-    return triton if choice == "triton" else cpu
+    return module
 
 
 def needs_grad(tensors: Sequence[Tensor]) -> bool:

@@ -31,7 +31,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def _build(tree: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SPARSEKERN_CPU": "auto", **variables}
+    environment = {**os.environ, "SPARSEKERN_CPU": "auto", "SPARSEKERN_CUDA": "0", **variables}
     return subprocess.run(
         [sys.executable, "setup.py", *command],
         cwd=tree,

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 
 import sparsekern as sk
-from sparsekern import dispatch
+from sparsekern import dispatch, native
+
+from . import emulation
 
 BACKENDS = [name for name in ("reference", "cpu") if dispatch.missing_reason(name) == ""]
+
+
+# Where tests of the CUDA kernels run them.
+CUDA_DEVICES = [
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(
+                not torch.cuda.is_available() or bool(dispatch.missing_reason("cuda")),
+                reason="no GPU, or no CUDA kernels were built",
+            ),
+        ],
+    ),
+    "emulated",
+]
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
@@ -36,3 +55,23 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda() -> ModuleType:
+    """The CUDA kernels as they run on the CPU."""
+    if emulation.COMPILER is None:
+        pytest.skip("no C++ compiler to build the emulated kernels with")
+    return emulation.module()
+
+
+@pytest.fixture(params=CUDA_DEVICES)
+def cuda_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test on the CUDA kernels: on a GPU where there is one, and always emulated."""
+    if request.param != "cuda":
+        module = request.getfixturevalue("emulated_cuda")
+        monkeypatch.setattr(native, "_load_cuda", lambda: (module, ""))
+    dispatch._cuda_refuses.cache_clear()
+    with sk.backend("cuda"):
+        yield "cuda" if request.param == "cuda" else "cpu"
+    dispatch._cuda_refuses.cache_clear()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..registry import back_end
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 __all__ = ["DeadNeuronRate", "dead_neuron_rate"]
 
@@ -63,6 +63,6 @@ def dead_neuron_rate(activation: Tensor, *, channel_dim: int | None = None) -> D
         )
     if activation.numel() == 0:
         raise ValueError(f"activation of shape {shape} has no entries: expected some")
-    module = back_end(activation.device, reference, cpu)
+    module = back_end(activation.device, reference, cpu, cuda=cuda)
     with torch.no_grad():
         return DeadNeuronRate(*module.dead_neuron_rate(activation, channel_dim % dims))

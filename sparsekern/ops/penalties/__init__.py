@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import checks
 from ..registry import back_end
 from ..selection import checked
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 __all__ = [
     "hypersparse_backward_",
@@ -173,4 +173,4 @@ def _strengths(strengths: float | Sequence[float], count: int) -> list[float]:
 
 
 def _back_end(tensors: Sequence[Tensor]) -> Any:
-    return back_end(tensors[0].device, reference, cpu)
+    return back_end(tensors[0].device, reference, cpu, cuda=cuda)

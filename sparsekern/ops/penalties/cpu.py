@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,19 @@ from ..registry import DTYPE_CODES, needs_grad, only_needed, register, run, run_
 from ..selection.reference import removed_count
 from .reference import add_gradient, not_finite
 
+_FAMILY = "penalties"
 
-def hypersparse_loss(weights: Sequence[Tensor], sparsity: float, names: str) -> Tensor:
-    """See :func:`sparsekern.hypersparse_loss`; arguments are checked but for values."""
+
+def hypersparse_loss(
+    weights: Sequence[Tensor], sparsity: float, names: str, *, family: str = _FAMILY
+) -> Tensor:
+    """See :func:`sparsekern.hypersparse_loss`; arguments are checked but for values.
+
+    The operators are those of a family: ``"penalties"``, or another that follows its schemas.
+    """
     if needs_grad(weights):
-        return _HyperSparse.apply(sparsity, names, *weights)  # type: ignore[no-any-return]
-    return run("penalties_hypersparse", list(weights), sparsity, names)[0]  # type: ignore[no-any-return]
+        return _HyperSparse.apply(family, sparsity, names, *weights)  # type: ignore[no-any-return]
+    return run(f"{family}_hypersparse", list(weights), sparsity, names)[0]  # type: ignore[no-any-return]
 
 
 def hypersparse_backward_(
@@ -66,52 +73,57 @@ def _lies_alike(w: Tensor) -> bool:
 
 
 def layer_sparsity_loss(
-    weights: Sequence[Tensor], strengths: Sequence[float], names: str
+    weights: Sequence[Tensor], strengths: Sequence[float], names: str, *, family: str = _FAMILY
 ) -> Tensor:
     """See :func:`sparsekern.layer_sparsity_loss`; arguments are checked but for values."""
     if needs_grad(weights):
-        return _LayerSparsity.apply(list(strengths), names, *weights)  # type: ignore[no-any-return]
-    return run("penalties_layers", list(weights), list(strengths), names)[0]  # type: ignore[no-any-return]
+        return _LayerSparsity.apply(family, list(strengths), names, *weights)  # type: ignore[no-any-return]
+    return run(f"{family}_layers", list(weights), list(strengths), names)[0]  # type: ignore[no-any-return]
 
 
-def layer_sparsity_prox_(weights: Sequence[Tensor], strengths: Sequence[float], names: str) -> None:
+def layer_sparsity_prox_(
+    weights: Sequence[Tensor], strengths: Sequence[float], names: str, *, family: str = _FAMILY
+) -> None:
     """See :func:`sparsekern.layer_sparsity_prox_`; arguments are checked but for values."""
-    run("penalties_layers_prox_", list(weights), list(strengths), names)
+    run(f"{family}_layers_prox_", list(weights), list(strengths), names)
 
 
 class _HyperSparse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sparsity: float, names: str, *weights: Tensor) -> Tensor:
-        loss, state = run("penalties_hypersparse", list(weights), sparsity, names)
+    def forward(ctx: Any, family: str, sparsity: float, names: str, *weights: Tensor) -> Tensor:
+        loss, state = run(f"{family}_hypersparse", list(weights), sparsity, names)
         ctx.save_for_backward(state, *weights)
+        ctx.family = family
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *weights = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[2:])
+        needs = list(ctx.needs_input_grad[3:])
         gradients = run_grad(
-            "penalty", "penalties_hypersparse_grad", grads[0], weights, state, needs
+            "penalty", f"{ctx.family}_hypersparse_grad", grads[0], weights, state, needs
         )
-        return (None, None, *only_needed(gradients, needs))
+        return (None, None, None, *only_needed(gradients, needs))
 
 
 class _LayerSparsity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, strengths: list[float], names: str, *weights: Tensor) -> Tensor:
-        loss, norms = run("penalties_layers", list(weights), strengths, names)
+    def forward(
+        ctx: Any, family: str, strengths: list[float], names: str, *weights: Tensor
+    ) -> Tensor:
+        loss, norms = run(f"{family}_layers", list(weights), strengths, names)
         ctx.save_for_backward(norms, *weights)
-        ctx.strengths = strengths
+        ctx.family, ctx.strengths = family, strengths
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         norms, *weights = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[2:])
+        needs = list(ctx.needs_input_grad[3:])
         gradients = run_grad(
-            "penalty", "penalties_layers_grad", grads[0], weights, norms, ctx.strengths, needs
+            "penalty", f"{ctx.family}_layers_grad", grads[0], weights, norms, ctx.strengths, needs
         )
-        return (None, None, *only_needed(gradients, needs))
+        return (None, None, None, *only_needed(gradients, needs))
 
 
 def _hypersparse(weights: Sequence[Tensor], sparsity: float, names: str) -> tuple[Tensor, Tensor]:
@@ -254,41 +266,33 @@ def _gradients_fake(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Te
     ]
 
 
-register(
-    "penalties_hypersparse",
-    "(Tensor[] weights, float sparsity, str names) -> (Tensor, Tensor)",
-    _hypersparse,
-    lambda weights, sparsity, names: _scalar_fake(weights, 2),
-)
-register(
-    "penalties_hypersparse_grad",
-    "(Tensor grad, Tensor[] weights, Tensor state, bool[] needs) -> Tensor[]",
-    _hypersparse_grad,
-    lambda grad, weights, state, needs: _gradients_fake(weights, needs),
-    direct=functools.partial(_hypersparse_grad, together=True),
-)
-register(
-    "penalties_hypersparse_add_",
-    "(Tensor(a!)[] grads, Tensor[] weights, Tensor state, float strength) -> ()",
-    _hypersparse_add,
-    lambda grads, weights, state, strength: None,
-)
-register(
-    "penalties_layers",
-    "(Tensor[] weights, float[] strengths, str names) -> (Tensor, Tensor)",
-    _layers,
-    lambda weights, strengths, names: _scalar_fake(weights, len(weights)),
-)
-register(
-    "penalties_layers_grad",
-    "(Tensor grad, Tensor[] weights, Tensor norms, float[] strengths, bool[] needs) -> Tensor[]",
-    _layers_grad,
-    lambda grad, weights, norms, strengths, needs: _gradients_fake(weights, needs),
-    direct=functools.partial(_layers_grad, together=True),
-)
-register(
-    "penalties_layers_prox_",
-    "(Tensor(a!)[] weights, float[] strengths, str names) -> ()",
-    _layers_prox,
-    lambda weights, strengths, names: None,
-)
+SCHEMAS = {
+    "hypersparse": "(Tensor[] weights, float sparsity, str names) -> (Tensor, Tensor)",
+    "hypersparse_grad": ("(Tensor grad, Tensor[] weights, Tensor state, bool[] needs) -> Tensor[]"),
+    "hypersparse_add_": (
+        "(Tensor(a!)[] grads, Tensor[] weights, Tensor state, float strength) -> ()"
+    ),
+    "layers": "(Tensor[] weights, float[] strengths, str names) -> (Tensor, Tensor)",
+    "layers_grad": (
+        "(Tensor grad, Tensor[] weights, Tensor norms, float[] strengths, bool[] needs) -> Tensor[]"
+    ),
+    "layers_prox_": "(Tensor(a!)[] weights, float[] strengths, str names) -> ()",
+}
+FAKES: dict[str, Callable[..., Any]] = {
+    "hypersparse": lambda weights, sparsity, names: _scalar_fake(weights, 2),
+    "hypersparse_grad": lambda grad, weights, state, needs: _gradients_fake(weights, needs),
+    "hypersparse_add_": lambda grads, weights, state, strength: None,
+    "layers": lambda weights, strengths, names: _scalar_fake(weights, len(weights)),
+    "layers_grad": lambda grad, weights, norms, strengths, needs: _gradients_fake(weights, needs),
+    "layers_prox_": lambda weights, strengths, names: None,
+}
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
+    "hypersparse": (_hypersparse, None),
+    "hypersparse_grad": (_hypersparse_grad, functools.partial(_hypersparse_grad, together=True)),
+    "hypersparse_add_": (_hypersparse_add, None),
+    "layers": (_layers, None),
+    "layers_grad": (_layers_grad, functools.partial(_layers_grad, together=True)),
+    "layers_prox_": (_layers_prox, None),
+}
+for _name, (_implementation, _direct) in _IMPLEMENTATIONS.items():
+    register(f"{_FAMILY}_{_name}", SCHEMAS[_name], _implementation, FAKES[_name], direct=_direct)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..registry import back_end
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 __all__ = ["global_masks", "magnitude_threshold"]
 
@@ -100,4 +100,4 @@ def checked(
 
 
 def _back_end(tensors: Sequence[Tensor]) -> Any:
-    return back_end(tensors[0].device, reference, cpu)
+    return back_end(tensors[0].device, reference, cpu, cuda=cuda)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +13,32 @@ from ..memory import contiguous, dense, describe
 from ..registry import DTYPE_CODES, register, run
 from .reference import nan_error, removed_count
 
+_FAMILY = "selection"
 
-def magnitude_threshold(tensors: Sequence[Tensor], sparsity: float, names: str) -> Tensor:
-    """See :func:`sparsekern.magnitude_threshold`; arguments are checked but for NaN."""
+
+def magnitude_threshold(
+    tensors: Sequence[Tensor], sparsity: float, names: str, *, family: str = _FAMILY
+) -> Tensor:
+    """See :func:`sparsekern.magnitude_threshold`; arguments are checked but for NaN.
+
+    The operator is that of a family: ``"selection"``, or another that follows its schemas.
+    """
     with torch.no_grad():
-        result: Tensor = run("selection_threshold", list(tensors), sparsity, names)
+        result: Tensor = run(f"{family}_threshold", list(tensors), sparsity, names)
     return result
 
 
 def global_masks(
-    tensors: Sequence[Tensor], sparsity: float, magnitude: bool, names: str
+    tensors: Sequence[Tensor],
+    sparsity: float,
+    magnitude: bool,
+    names: str,
+    *,
+    family: str = _FAMILY,
 ) -> list[Tensor]:
     """See :func:`sparsekern.global_masks`; arguments are checked but for NaN."""
     with torch.no_grad():
-        masks: list[Tensor] = run("selection_masks", list(tensors), sparsity, magnitude, names)
+        masks: list[Tensor] = run(f"{family}_masks", list(tensors), sparsity, magnitude, names)
     return masks
 
 
@@ -59,17 +72,19 @@ def _masks(tensors: Sequence[Tensor], sparsity: float, magnitude: bool, names: s
     return masks
 
 
-register(
-    "selection_threshold",
-    "(Tensor[] tensors, float sparsity, str names) -> Tensor",
-    _threshold,
-    lambda tensors, sparsity, names: tensors[0].new_empty(()),
-)
-register(
-    "selection_masks",
-    "(Tensor[] tensors, float sparsity, bool magnitude, str names) -> Tensor[]",
-    _masks,
-    lambda tensors, sparsity, magnitude, names: [
-        x.new_empty(x.shape, dtype=torch.bool) for x in tensors
-    ],
-)
+def _masks_fake(
+    tensors: Sequence[Tensor], sparsity: float, magnitude: bool, names: str
+) -> list[Tensor]:
+    return [x.new_empty(x.shape, dtype=torch.bool) for x in tensors]
+
+
+SCHEMAS = {
+    "threshold": "(Tensor[] tensors, float sparsity, str names) -> Tensor",
+    "masks": "(Tensor[] tensors, float sparsity, bool magnitude, str names) -> Tensor[]",
+}
+FAKES: dict[str, Callable[..., Any]] = {
+    "threshold": lambda tensors, sparsity, names: tensors[0].new_empty(()),
+    "masks": _masks_fake,
+}
+register(f"{_FAMILY}_threshold", SCHEMAS["threshold"], _threshold, FAKES["threshold"])
+register(f"{_FAMILY}_masks", SCHEMAS["masks"], _masks, FAKES["masks"])

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Builds the CUDA kernels for every architecture with warnings as errors, spilled registers included,
+# and looks at the result without a GPU: the module loads and says what it is, and the passes over
+# tensors load 16 bytes at a time. Usage: scripts/check_cuda.sh [python]; the rest as in setup.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${1:-python3}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+fail() { echo "FAILED: $*" >&2; exit 1; }
+
+SPARSEKERN_CPU=0 SPARSEKERN_CUDA=1 SPARSEKERN_WERROR=1 "$PYTHON" setup.py -q build_ext \
+    --build-temp "$scratch/objects" --build-lib "$scratch/lib"
+module=$(find "$scratch/lib" -name '_cuda.*so')
+"$PYTHON" - "$module" <<'PY'
+import importlib.util
+import sys
+
+spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print("built with CUDA", module.runtime_version(), "- the driver here serves", module.driver_version())
+assert module.runtime_version() >= 12000
+assert not module.emulated
+PY
+if ldd "$module" | grep -E 'libcuda|libtorch'; then fail "$module needs a shared library of CUDA or torch"; fi
+
+# In PTX, for which nvcc is enough; ptxas keeps the width of a load.
+nvcc=${CUDACXX:-${CUDA_HOME:+$CUDA_HOME/bin/}nvcc}
+for kernel in selection:collect selection:count_digit masks:write_masks penalties:sum_bent \
+    penalties:write_slopes penalties:sum_negatives penalties:scale_negatives activity:count_runs \
+    'activity:count_columns.*Li[248]E'; do # not the one for tensors that are not aligned
+    file=${kernel%%:*} name=${kernel#*:}
+    [[ -f $scratch/$file.ptx ]] || "$nvcc" -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 \
+        -Icsrc -ptx "csrc/cuda/$file.cu" -o "$scratch/$file.ptx"
+    awk -v name="$name" '/\.entry/ { inside = $0 ~ name; all += inside }
+        inside && /ld\.global\.(nc\.)?v(4\.(u|b|f)32|2\.(u|b|f)64)/ { ++wide; inside = 0 }
+        END { exit !(all && wide == all) }' "$scratch/$file.ptx" ||
+        fail "$name does not load 16 bytes at a time"
+done
+echo "every pass over a tensor loads 16 bytes at a time"
