@@ -35,7 +35,7 @@ for kernel in selection:collect selection:count_digit masks:write_masks penaltie
     [[ -f $scratch/$file.ptx ]] || "$nvcc" -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 \
         -Icsrc -ptx "csrc/cuda/$file.cu" -o "$scratch/$file.ptx"
     awk -v name="$name" '/\.entry/ { inside = $0 ~ name; all += inside }
-        inside && /ld\.global\.(nc\.)?v(4\.(u|b|f)32|2\.(u|b|f)64)/ { ++wide; inside = 0 }
+        inside && /ld\.(global\.)?(nc\.)?v(4\.(u|b|f)32|2\.(u|b|f)64)/ { ++wide; inside = 0 }
         END { exit !(all && wide == all) }' "$scratch/$file.ptx" ||
         fail "$name does not load 16 bytes at a time"
 done
