@@ -1,5 +1,8 @@
 // Bindings of patterns and masked products.
 #include "cpu/masked.h"
+#include "cpu/masked_conv.h"
+
+#include <array>
 
 #include "bindings.h"
 
@@ -117,6 +120,66 @@ void gradients(const PatternTuple& pattern, bool is_double, uintptr_t values, in
                                                            weight_dtype, bias_grad, threads);
 }
 
+template <class T>
+void scatter_of(const Pattern& pattern, uintptr_t values, const MatrixTuple& weight, int threads) {
+  const Matrix dense = make_matrix(weight);
+  scatter_values<T>(pattern, as<const T>(values), dense.dtype, dense.data, threads);
+}
+
+void scatter(const PatternTuple& pattern, bool is_double, uintptr_t values,
+             const MatrixTuple& weight, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? scatter_of<double> : scatter_of<float>)(make_pattern(pattern), values, weight,
+                                                       threads);
+}
+
+// Address, dtype, height, width; the steps of images, channels, rows and columns in elements;
+// whether channels are adjacent.
+using PictureTuple = std::tuple<uintptr_t, int, int64_t, int64_t, std::array<int64_t, 4>, bool>;
+
+Picture make_picture(const PictureTuple& tuple) {
+  const auto& [address, dtype, height, width, steps, channels_last] = tuple;
+  return {at(address), DType(dtype), height,   width,        steps[0],
+          steps[1],    steps[2],     steps[3], channels_last};
+}
+
+using ShapeTuple = std::array<int64_t, 16>;  // the fields of ConvShape, in its order
+
+ConvShape make_shape(const ShapeTuple& s) {
+  return {s[0], s[1], s[2],  s[3],  s[4],  s[5],  s[6],  s[7],
+          s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]};
+}
+template <class T>
+void conv_of(const PatternTuple& pattern, const ShapeTuple& shape, uintptr_t values,
+             const PictureTuple& x, uintptr_t bias, const PictureTuple& y, int threads) {
+  masked_conv<T>(make_pattern(pattern), make_shape(shape), as<const T>(values), make_picture(x),
+                 as<const T>(bias), make_picture(y), threads);
+}
+
+void conv(const PatternTuple& pattern, bool is_double, const ShapeTuple& shape, uintptr_t values,
+          const PictureTuple& x, uintptr_t bias, const PictureTuple& y, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? conv_of<double> : conv_of<float>)(pattern, shape, values, x, bias, y, threads);
+}
+
+template <class T>
+void conv_gradients_of(const PatternTuple& pattern, const ShapeTuple& shape, uintptr_t values,
+                       const PictureTuple& grad, const PictureTuple& x, const PictureTuple& x_grad,
+                       uintptr_t values_grad, int threads) {
+  masked_conv_gradients<T>(make_pattern(pattern), make_shape(shape), as<const T>(values),
+                           make_picture(grad), make_picture(x), make_picture(x_grad),
+                           as<T>(values_grad), threads);
+}
+
+void conv_gradients(const PatternTuple& pattern, bool is_double, const ShapeTuple& shape,
+                    uintptr_t values, const PictureTuple& grad, const PictureTuple& x,
+                    const PictureTuple& x_grad, uintptr_t values_grad, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? conv_gradients_of<double> : conv_gradients_of<float>)(pattern, shape, values, grad,
+                                                                     x, x_grad, values_grad,
+                                                                     threads);
+}
+
 }  // namespace
 
 void bind_masked(py::module_& module) {
@@ -124,8 +187,11 @@ void bind_masked(py::module_& module) {
   module.def("fill_pattern", &fill);
   module.def("keep_masked", &keep);
   module.def("gather_values", &gather);
+  module.def("scatter_values", &scatter);
   module.def("masked_product", &product);
   module.def("masked_gradients", &gradients);
+  module.def("masked_conv", &conv);
+  module.def("masked_conv_gradients", &conv_gradients);
 }
 
 }  // namespace sparsekern

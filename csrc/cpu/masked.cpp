@@ -212,6 +212,18 @@ void gather_values(const Pattern& pattern, const Values<T>& values, int threads)
 }
 
 template <class T>
+void scatter_values(const Pattern& pattern, const T* values, DType dtype, void* weight,
+                    int threads) {
+  const Order& order = pattern.by_row;
+  threads = useful_threads(order.rows * order.columns, 1, threads);
+  const int64_t step = task_rows(order.rows, threads);
+  parallel_for(threads, ceil_div(order.rows, step), [&](int64_t task) {
+    const int64_t row = task * step;
+    write_dense_rows(order, values, row, std::min(step, order.rows - row), dtype, weight);
+  });
+}
+
+template <class T>
 void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lanes,
                     const Matrix& in, const T* bias, const Matrix& out, int threads) {
   const Order& order = pattern.by_row;
@@ -305,6 +317,8 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
 
 template void gather_values<float>(const Pattern&, const Values<float>&, int);
 template void gather_values<double>(const Pattern&, const Values<double>&, int);
+template void scatter_values<float>(const Pattern&, const float*, DType, void*, int);
+template void scatter_values<double>(const Pattern&, const double*, DType, void*, int);
 template void masked_product<float>(const Pattern&, const Values<float>&, int64_t, const Matrix&,
                                     const float*, const Matrix&, int);
 template void masked_product<double>(const Pattern&, const Values<double>&, int64_t, const Matrix&,

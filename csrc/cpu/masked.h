@@ -21,6 +21,11 @@ struct Values {
 template <class T>
 void gather_values(const Pattern& pattern, const Values<T>& values, int threads);
 
+// Writes them to a contiguous dense matrix, with zeros elsewhere.
+template <class T>
+void scatter_values(const Pattern& pattern, const T* values, DType dtype, void* weight,
+                    int threads);
+
 // out[lane][row] = sum over the row's entries of value * in[lane][column] + bias[row], for `lanes`
 // of a batch.
 template <class T>

@@ -1,0 +1,17 @@
+// The micro-kernels of masked convolutions on AVX2: compiled with its flags on x86-64, to null
+// tables elsewhere.
+#include "masked_conv_table.h"
+
+#if defined(__AVX2__)
+#include "masked_conv_micro.h"
+
+namespace sparsekern {
+const MaskedConvTable<float>* masked_conv_avx2_f32() { return &kMaskedConvF32; }
+const MaskedConvTable<double>* masked_conv_avx2_f64() { return &kMaskedConvF64; }
+}  // namespace sparsekern
+#else
+namespace sparsekern {
+const MaskedConvTable<float>* masked_conv_avx2_f32() { return nullptr; }
+const MaskedConvTable<double>* masked_conv_avx2_f64() { return nullptr; }
+}  // namespace sparsekern
+#endif
