@@ -63,6 +63,21 @@ Strips choose_strips(const ConvShape& s, bool backward) {
   return best;
 }
 
+// A kernel of one row or column reads every stride-th row or column of x only: x without the
+// others.
+void skip_unread(ConvShape& s, Picture& x) {
+  if (s.kernel_height == 1 && s.pad_top == 0) {
+    x.row_step *= s.stride_height;
+    x.height = ceil_div(x.height, s.stride_height);
+    s.stride_height = 1;
+  }
+  if (s.kernel_width == 1 && s.pad_left == 0) {
+    x.column_step *= s.stride_width;
+    x.width = ceil_div(x.width, s.stride_width);
+    s.stride_width = 1;
+  }
+}
+
 // Which images and strips the lanes of a tile hold.
 class Tiles {
  public:
@@ -206,8 +221,11 @@ int64_t share_channels(int64_t channels, int64_t tiles, int threads, int64_t lan
 }  // namespace
 
 template <class T>
-void masked_conv(const Pattern& pattern, const ConvShape& s, const T* values, const Picture& x,
-                 const T* bias, const Picture& y, int threads) {
+void masked_conv(const Pattern& pattern, const ConvShape& shape, const T* values,
+                 const Picture& picture, const T* bias, const Picture& y, int threads) {
+  ConvShape s = shape;
+  Picture x = picture;
+  skip_unread(s, x);
   threads = useful_threads(pattern, s, threads);
   const int64_t lanes = kernels<T>().lanes;
   const Strips strips = choose_strips<T>(s, false);
@@ -249,12 +267,15 @@ void masked_conv_gradients(const Pattern& pattern, const ConvShape& s, const T* 
   const Strips strips = choose_strips<T>(s, true);
   const Tiles tiles(s.images, strips.count, int(lanes));
   const GradFrame seen = grad_frame(s, strips.rows, wants_x ? strips.x_rows : 0);
-  const Frame frame = input_frame(s, strips.rows);
+  ConvShape read = s;
+  Picture read_x = x;
+  skip_unread(read, read_x);
+  const Frame frame = input_frame(read, strips.rows);
   const int64_t bytes = Panels<T>::bytes(seen.frame, s.filters) +
                         (wants_values ? Panels<T>::bytes(frame, s.channels) : 0);
   const int64_t group = group_tiles(tiles.count(), bytes, threads);
   Panels<T> grads(tiles, grad, seen.frame, s.filters, strips.rows, -seen.halo_rows, group);
-  Panels<T> inputs(tiles, x, frame, s.channels, strips.rows * s.stride_height, -s.pad_top,
+  Panels<T> inputs(tiles, read_x, frame, s.channels, strips.rows * read.stride_height, -s.pad_top,
                    wants_values ? group : 0);
 
   const std::vector<ConvPhase> phases = grad_phases(s, strips.x_rows);
@@ -262,7 +283,7 @@ void masked_conv_gradients(const Pattern& pattern, const ConvShape& s, const T* 
   const Product<T> product = {phases, s.stride_width, lists.from(0), s.channels, s.stride_height,
                               1,      nullptr,        x_grad};
   const Buffer<int32_t> offsets =
-      wants_values ? input_offsets(pattern, s, frame, threads) : Buffer<int32_t>(0);
+      wants_values ? input_offsets(pattern, read, frame, threads) : Buffer<int32_t>(0);
   if (wants_values) std::fill(values_grad, values_grad + pattern.entries, T(0));
   const Taps<T> taps = {pattern.by_row.pointer, offsets.data(), nullptr};
   const Blocks blocks(s.out_width, table.block, true);
@@ -277,8 +298,8 @@ void masked_conv_gradients(const Pattern& pattern, const ConvShape& s, const T* 
                           grads.at(slot) + filter * grads.channel_step() + interior +
                               r * grads.row_step() + c * lanes,
                           grads.channel_step(), grads.row_step(),
-                          inputs.at(slot) + r * s.stride_height * inputs.row_step() + c * lanes,
-                          s.stride_height * inputs.row_step(),
+                          inputs.at(slot) + r * read.stride_height * inputs.row_step() + c * lanes,
+                          read.stride_height * inputs.row_step(),
                           int(std::min(blocks.rows, strips.rows - r)),
                           int(std::min(blocks.columns, s.out_width - c)), values_grad);
   };

@@ -2,6 +2,7 @@
 #include "masked_conv_taps.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "parallel.h"
 
@@ -109,44 +110,54 @@ std::vector<ConvPhase> grad_phases(const ConvShape& s, int64_t x_rows) {
 template <class T>
 TapLists<T> grad_taps(const Pattern& pattern, const ConvShape& s, const T* values,
                       const GradFrame& grad, int threads) {
-  const Order& order = pattern.by_column;
+  const Order& order = pattern.by_row;
   const Frame& frame = grad.frame;
   const int64_t area = s.kernel_height * s.kernel_width, depth = s.channels / s.groups;
   const int64_t group_filters = s.filters / s.groups;
-  TapLists<T> lists(s.stride_height * s.stride_width * s.channels, pattern.entries);
-  int32_t* pointer = lists.pointer();
-  std::fill(pointer, pointer + s.stride_height * s.stride_width * s.channels + 1, 0);
-  threads = pattern.entries < kThreadEntries ? 1 : threads;
+  const int64_t count = s.stride_height * s.stride_width * s.channels;
+  // Of each column of the pattern: the list, and the distance, but for the group's and the
+  // filter's.
+  Buffer<int32_t> of_list(order.columns), of_offset(order.columns);
+  for (int64_t column = 0; column < order.columns; ++column) {
+    const int64_t k = column % area;
+    const Reach row = reach(k / s.kernel_width, s.dilation_height, s.stride_height);
+    const Reach across = reach(k % s.kernel_width, s.dilation_width, s.stride_width);
+    const int64_t first_row = range(1, s.pad_top, s.stride_height, row.phase).first;
+    const int64_t first_column = range(1, s.pad_left, s.stride_width, across.phase).first;
+    of_list.data()[column] =
+        int32_t((row.phase * s.stride_width + across.phase) * s.channels + column / area);
+    of_offset.data()[column] = int32_t((first_row + row.shift + grad.halo_rows) * frame.row_pitch +
+                                       first_column + across.shift + grad.halo_columns);
+  }
 
-  // Calls visit(list, offset but for the filter's, entry, filter) for the weights of channel c of
-  // every group.
-  const auto each = [&](int64_t c, const auto& visit) {
-    for (int64_t k = 0; k < area; ++k) {
-      const Reach row = reach(k / s.kernel_width, s.dilation_height, s.stride_height);
-      const Reach column = reach(k % s.kernel_width, s.dilation_width, s.stride_width);
-      const int64_t phase = row.phase * s.stride_width + column.phase;
-      const int64_t first_row = range(1, s.pad_top, s.stride_height, row.phase).first;
-      const int64_t first_column = range(1, s.pad_left, s.stride_width, column.phase).first;
-      const int64_t offset = (first_row + row.shift + grad.halo_rows) * frame.row_pitch +
-                             first_column + column.shift + grad.halo_columns;
-      for (int32_t j = order.pointer[c * area + k]; j < order.pointer[c * area + k + 1]; ++j) {
-        const int64_t filter = order.index[j];
-        visit(phase * s.channels + filter / group_filters * depth + c, offset, j, filter);
-      }
+  // A counting sort that keeps the order of filters: weights of a list then lie in the order of
+  // memory. Each thread has its share of the filters, and places of its own in every list.
+  threads = pattern.entries < kThreadEntries ? 1 : threads;
+  TapLists<T> lists(count, pattern.entries);
+  Buffer<int32_t> cursor(threads * count);
+  const auto each = [&](int t, const auto& visit) {
+    for (int64_t f = order.rows * t / threads; f < order.rows * (t + 1) / threads; ++f) {
+      const int64_t group = f / group_filters * depth;
+      for (int32_t j = order.pointer[f]; j < order.pointer[f + 1]; ++j)
+        visit(cursor.data() + t * count + of_list.data()[order.index[j]] + group, f, j);
     }
   };
-  parallel_for(threads, depth, [&](int64_t c) {
-    each(c, [&](int64_t list, int64_t, int32_t, int64_t) { ++pointer[list + 1]; });
+  on_each_thread(threads, [&](int t) {
+    std::fill(cursor.data() + t * count, cursor.data() + (t + 1) * count, 0);
+    each(t, [](int32_t* entries, int64_t, int32_t) { ++*entries; });
   });
-  const int64_t count = s.stride_height * s.stride_width * s.channels;
-  for (int64_t list = 0; list < count; ++list) pointer[list + 1] += pointer[list];
-  Buffer<int32_t> next(count);
-  std::copy(pointer, pointer + count, next.data());
-  parallel_for(threads, depth, [&](int64_t c) {
-    each(c, [&](int64_t list, int64_t offset, int32_t j, int64_t filter) {
-      const int32_t at = next.data()[list]++;
-      lists.offset()[at] = int32_t(offset + filter * frame.channel_pitch);
-      lists.values()[at] = values[pattern.permutation[j]];
+  int32_t position = 0;
+  for (int64_t list = 0; list < count; ++list) {
+    lists.pointer()[list] = position;
+    for (int t = 0; t < threads; ++t)
+      position += std::exchange(cursor.data()[t * count + list], position);
+  }
+  lists.pointer()[count] = position;
+  on_each_thread(threads, [&](int t) {
+    each(t, [&](int32_t* next, int64_t f, int32_t j) {
+      const int32_t at = (*next)++;
+      lists.offset()[at] = int32_t(of_offset.data()[order.index[j]] + f * frame.channel_pitch);
+      lists.values()[at] = values[j];
     });
   });
   return lists;

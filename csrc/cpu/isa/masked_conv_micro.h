@@ -143,30 +143,59 @@ void correlate(const Taps<T>& taps, int64_t filters, const T* grad, int64_t grad
 
 // Pieces of rows are shorter than a call of memcpy is worth.
 template <class T>
+inline void copy(const T* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (i == count) return;
+    const __mmask16 rest = __mmask16((1u << (count - i)) - 1);
+    _mm512_mask_storeu_ps(to + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
+    return;
+  }
+#endif
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+template <class T>
 inline void copy_in(const void* from, DType dtype, int64_t count, T* to) {
   if (dtype == DType::kBFloat16 || dtype == DType::kFloat16)
-    return convert<T>(from, dtype, count, to);
-  const T* source = static_cast<const T*>(from);
-  int64_t i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(source + i));
-  for (; i < count; ++i) to[i] = source[i];
+    convert<T>(from, dtype, count, to);
+  else
+    copy(static_cast<const T*>(from), count, to);
+}
+
+// Of elements `step` apart.
+template <class T>
+inline void copy_in(const void* from, DType dtype, int64_t step, int64_t count, T* to) {
+  if (step == 1) return copy_in(from, dtype, count, to);
+  if (dtype == DType::kBFloat16 || dtype == DType::kFloat16) {
+    const uint16_t* bits = static_cast<const uint16_t*>(from);
+    for (int64_t i = 0; i < count; ++i) convert<T>(bits + i * step, dtype, 1, to + i);
+  } else {
+    const T* source = static_cast<const T*>(from);
+    for (int64_t i = 0; i < count; ++i) to[i] = source[i * step];
+  }
 }
 
 template <class T>
 inline void copy_out(const T* from, DType dtype, int64_t count, void* to) {
   if (dtype == DType::kBFloat16 || dtype == DType::kFloat16)
-    return narrow<T>(from, dtype, count, to);
-  T* target = static_cast<T*>(to);
-  int64_t i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) store(target + i, load(from + i));
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == sizeof(float)) {
-    const __mmask16 rest = __mmask16((1u << (count - i)) - 1);
-    _mm512_mask_storeu_ps(target + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
-    return;
-  }
-#endif
-  for (; i < count; ++i) target[i] = from[i];
+    narrow<T>(from, dtype, count, to);
+  else
+    copy(from, count, static_cast<T*>(to));
+}
+
+// `count` vectors of zeros, or as many elements.
+template <class T>
+inline void zero_vectors(T* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) store(to + i * kLanes<T>, typename Vector<T>::type{});
+}
+template <class T>
+inline void zero_elements(T* to, int64_t count) {
+  const int64_t whole = count / kLanes<T>;
+  zero_vectors(to, whole);
+  for (int64_t i = whole * kLanes<T>; i < count; ++i) to[i] = 0;
 }
 
 inline char* pixel_at(const Picture& x, int64_t image, int64_t channel, int64_t row,
@@ -174,11 +203,6 @@ inline char* pixel_at(const Picture& x, int64_t image, int64_t channel, int64_t 
   const int64_t offset =
       image * x.image_step + channel * x.channel_step + row * x.row_step + column * x.column_step;
   return static_cast<char*>(x.data) + offset * element_bytes(x.dtype);
-}
-
-template <class T>
-inline void fill_zero(T* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = 0;
 }
 
 inline int64_t slot(const Frame& frame, int64_t column) {
@@ -201,9 +225,44 @@ inline Shown shown_columns(const Picture& x, const Frame& frame) {
 
 template <class T>
 inline void zero_borders(const Frame& frame, const Shown& shown, T* row) {
-  for (int64_t q = 0; q < frame.columns; ++q)
-    if (q < shown.column || q >= shown.column + shown.count)
-      fill_zero(row + slot(frame, q) * kLanes<T>, kLanes<T>);
+  if (frame.phases == 1) {
+    const int64_t end = shown.column + shown.count;
+    zero_vectors(row, shown.column);
+    zero_vectors(row + end * kLanes<T>, frame.columns - end);
+    return;
+  }
+  for (int64_t q = 0; q < shown.column; ++q) zero_vectors(row + slot(frame, q) * kLanes<T>, 1);
+  for (int64_t q = shown.column + shown.count; q < frame.columns; ++q)
+    zero_vectors(row + slot(frame, q) * kLanes<T>, 1);
+}
+
+// Rows [row, row + count) of a lane, `width` columns of each from `column` on, one after the other.
+template <class T>
+inline void gather_rows(const Picture& x, const ConvLane& lane, int64_t channel, int64_t row,
+                        int64_t count, int64_t column, int64_t width, T* to) {
+  if (lane.image < 0) return zero_elements(to, count * width);
+  if (row >= 0 && row + count <= x.height && x.row_step == width && x.column_step == 1)
+    return copy_in<T>(pixel_at(x, lane.image, channel, row, column), x.dtype, count * width, to);
+  for (int64_t i = 0; i < count; ++i, to += width) {
+    if (row + i < 0 || row + i >= x.height)
+      zero_elements(to, width);
+    else
+      copy_in<T>(pixel_at(x, lane.image, channel, row + i, column), x.dtype, x.column_step, width,
+                 to);
+  }
+}
+
+// Asks for as many rows from memory: the lanes' streams are too many and too short for the hardware
+// to run ahead of.
+inline void prefetch_rows(const Picture& x, const ConvLane& lane, int64_t channel, int64_t row,
+                          int64_t count, int64_t column, int64_t width) {
+  if (lane.image < 0 || row < 0) return;
+  const int64_t end = row + count < x.height ? row + count : x.height;
+  for (; row < end; ++row) {
+    const char* line = pixel_at(x, lane.image, channel, row, column);
+    const char* last = line + width * x.column_step * element_bytes(x.dtype);
+    for (; line < last; line += 64) __builtin_prefetch(line);
+  }
 }
 
 // Rows whose columns are adjacent: several at a time where they are short.
@@ -213,35 +272,52 @@ void pack_planar(const Picture& x, const ConvLane* lanes, const Frame& frame, in
   constexpr int L = kLanes<T>;
   alignas(64) T rows[L * kPackPixels], pixels[L * kPackPixels];
   const int64_t several = shown.count < kPackPixels ? kPackPixels / shown.count : 1;
-  for (int64_t r = 0; r < frame.rows; r += several) {
-    const int64_t count = frame.rows - r < several ? frame.rows - r : several;
+  // Rows above and below every lane's image: those between are taken together.
+  int64_t above = frame.rows, below = 0;
+  for (int l = 0; l < L; ++l) {
+    if (lanes[l].image < 0) continue;
+    if (-lanes[l].row < above) above = lanes[l].row < 0 ? -lanes[l].row : 0;
+    if (x.height - lanes[l].row > below) below = x.height - lanes[l].row;
+  }
+  if (below > frame.rows) below = frame.rows;
+  for (int64_t r = 0; r < frame.rows;) {
+    T* out = panel + r * frame.row_pitch * L;
+    if (r < above || r >= below) {
+      zero_vectors(out, frame.row_pitch);
+      ++r;
+      continue;
+    }
+    const int64_t count = below - r < several ? below - r : several;
     for (int64_t start = 0; start < shown.count; start += kPackPixels) {
       const int64_t width = shown.count - start < kPackPixels ? shown.count - start : kPackPixels;
-      const int64_t total = count * width, whole = (total + L - 1) / L * L;
+      const int64_t total = count * width, column = shown.first + start;
+      const int64_t first = shown.column + start;
       for (int l = 0; l < L; ++l) {
-        T* to = rows + l * kPackPixels;
-        for (int64_t i = 0; i < count; ++i, to += width) {
-          const int64_t row = lanes[l].row + r + i;
-          if (lanes[l].image < 0 || row < 0 || row >= x.height)
-            fill_zero(to, width);
-          else
-            copy_in<T>(pixel_at(x, lanes[l].image, channel, row, shown.first + start), x.dtype,
-                       width, to);
-        }
+        gather_rows(x, lanes[l], channel, lanes[l].row + r, count, column, width,
+                    rows + l * kPackPixels);
+        prefetch_rows(x, lanes[l], channel, lanes[l].row + r + several, several, column, width);
       }
-      for (int64_t i = total; i < whole; ++i)
-        for (int l = 0; l < L; ++l) rows[l * kPackPixels + i] = 0;
-      for (int64_t i = 0; i < whole; i += L) transpose<T>(rows + i, kPackPixels, pixels + i * L, L);
+      if (frame.phases == 1 && width % L == 0) {
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t c = 0; c < width; c += L)
+            transpose<T>(rows + i * width + c, kPackPixels,
+                         out + (i * frame.row_pitch + first + c) * L, L);
+        continue;
+      }
+      for (int64_t i = 0; i < total; i += L) transpose<T>(rows + i, kPackPixels, pixels + i * L, L);
       const T* from = pixels;
       for (int64_t i = 0; i < count; ++i) {
-        T* row = panel + (r + i) * frame.row_pitch * L;
-        const int64_t column = shown.column + start;
-        for (int64_t c = 0; c < width; ++c, from += L)
-          store(row + (frame.phases == 1 ? column + c : slot(frame, column + c)) * L, load(from));
+        T* row = out + i * frame.row_pitch * L;
+        if (frame.phases == 1) {
+          for (int64_t c = 0; c < width; ++c, from += L) store(row + (first + c) * L, load(from));
+        } else {
+          for (int64_t c = 0; c < width; ++c, from += L)
+            store(row + slot(frame, first + c) * L, load(from));
+        }
       }
     }
-    for (int64_t i = 0; i < count; ++i)
-      zero_borders(frame, shown, panel + (r + i) * frame.row_pitch * L);
+    for (int64_t i = 0; i < count; ++i) zero_borders(frame, shown, out + i * frame.row_pitch * L);
+    r += count;
   }
 }
 
@@ -262,7 +338,7 @@ void pack_channels_last(const Picture& x, const ConvLane* lanes, const Frame& fr
           const int64_t row = lanes[l].row + r;
           T* piece = rows + l * L;
           const bool empty = lanes[l].image < 0 || row < 0 || row >= x.height;
-          if (empty || count < L) fill_zero(piece, L);
+          if (empty || count < L) zero_vectors(piece, 1);
           if (!empty)
             copy_in<T>(pixel_at(x, lanes[l].image, channel + c, row, shown.first + w), x.dtype,
                        count, piece);
@@ -283,27 +359,28 @@ template <class T>
 void pack_picture(const Picture& x, const ConvLane* lanes, const Frame& frame, int64_t channel,
                   int64_t channels, T* panel) {
   const Shown shown = shown_columns(x, frame);
-  if (shown.count == 0) return fill_zero(panel, channels * frame.channel_pitch * kLanes<T>);
+  if (shown.count == 0) return zero_vectors(panel, channels * frame.channel_pitch);
   if (x.channels_last) return pack_channels_last(x, lanes, frame, channel, channels, shown, panel);
   for (int64_t c = 0; c < channels; ++c)
     pack_planar(x, lanes, frame, channel + c, shown, panel + c * frame.channel_pitch * kLanes<T>);
 }
 
+// `place` is where each lane's first pixel goes, or null.
 template <class T>
-void unpack_planar(const T* sums, int64_t rows, int64_t columns, int64_t channel, int64_t row,
-                   int64_t column, const ConvLane* lanes, const Picture& x) {
+void unpack_planar(const T* sums, int64_t rows, int64_t columns, char* const* place,
+                   const Picture& x) {
   constexpr int L = kLanes<T>;
   alignas(64) T square[L * L];
+  const int64_t element = element_bytes(x.dtype);
   const bool together = columns == x.width && x.row_step == columns;
   const int64_t length = together ? rows * columns : columns;
   for (int64_t r = 0; r < (together ? 1 : rows); ++r, sums += columns * L) {
     for (int64_t start = 0; start < length; start += L) {
       const int64_t count = length - start < L ? length - start : L;
+      const int64_t offset = (r * x.row_step + start) * element;
       transpose<T>(sums + start * L, L, square, L);
       for (int l = 0; l < L; ++l)
-        if (lanes[l].image >= 0)
-          copy_out<T>(square + l * L, x.dtype, count,
-                      pixel_at(x, lanes[l].image, channel, lanes[l].row + row + r, column + start));
+        if (place[l]) copy_out<T>(square + l * L, x.dtype, count, place[l] + offset);
     }
   }
 }
@@ -313,20 +390,27 @@ void unpack_sums(const ConvSums<T>& sums, int64_t channel, int64_t channels, int
                  int64_t rows, int64_t column, int64_t columns, const ConvLane* lanes,
                  const Picture& x) {
   constexpr int L = kLanes<T>;
+  const int64_t element = element_bytes(x.dtype);
+  char* place[L];
+  for (int l = 0; l < L; ++l)
+    place[l] = lanes[l].image < 0
+                   ? nullptr
+                   : pixel_at(x, lanes[l].image, channel, lanes[l].row + row, column);
   if (!x.channels_last) {
-    for (int64_t c = 0; c < channels; ++c)
-      unpack_planar(sums.data + c * sums.filter_step, rows, columns, channel + c, row, column,
-                    lanes, x);
+    for (int64_t c = 0; c < channels; ++c) {
+      unpack_planar(sums.data + c * sums.filter_step, rows, columns, place, x);
+      for (int l = 0; l < L; ++l)
+        if (place[l]) place[l] += x.channel_step * element;
+    }
     return;
   }
   alignas(64) T square[L * L];
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
+      const int64_t offset = (r * x.row_step + c * x.column_step) * element;
       transpose<T>(sums.data + (r * columns + c) * L, sums.filter_step, square, L);
       for (int l = 0; l < L; ++l)
-        if (lanes[l].image >= 0)
-          copy_out<T>(square + l * L, x.dtype, channels,
-                      pixel_at(x, lanes[l].image, channel, lanes[l].row + row + r, column + c));
+        if (place[l]) copy_out<T>(square + l * L, x.dtype, channels, place[l] + offset);
     }
 }
 
