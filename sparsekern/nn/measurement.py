@@ -106,16 +106,10 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     if implementation_for(x, pattern) is reference:
         return ("reference",) * 3
     if isinstance(layer, MaskedConv2d):
-        pointwise = (
-            layer.groups == 1
-            and convolution._is_pointwise(layer.weight, layer.stride, layer.padding)
-            and convolution._is_sparse(x, pattern)
-        )
-        if not pointwise:
-            return ("dense",) * 3
-        batch = x.numel() // pattern.columns
-    else:
-        batch = x.numel() // max(1, x.shape[-1])
+        options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        forward, of_input, of_weight = convolution.algorithms(x, layer.weight, pattern, *options)
+        return forward, of_input, "dense" if layer.weight_grad == "dense" else of_weight
+    batch = x.numel() // max(1, x.shape[-1])
 
     def chosen(part: str) -> str:
         sparse = choice.here(part, batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)

@@ -43,7 +43,7 @@ def _batch(x: Tensor) -> MatrixTuple:
     return x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(1) if along else x.stride(0), along
 
 
-def _rows(weight: Tensor) -> Tensor:
+def rows_of(weight: Tensor) -> Tensor:
     """The weight as (rows, columns) with adjacent columns."""
     if weight.is_neg():
         weight = weight.resolve_neg()
@@ -51,9 +51,9 @@ def _rows(weight: Tensor) -> Tensor:
     return weight if weight.shape[1] <= 1 or weight.stride(1) == 1 else weight.contiguous()
 
 
-def _masked_copy(weight: Tensor, pattern: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The weight with zeros where the mask is False, whatever lies there."""
-    weight, mask = _rows(weight), pattern[0]
+def masked_copy(weight: Tensor, pattern: Sequence[Tensor]) -> Tensor:
+    """The weight as (rows, columns), zeros where the mask is False, whatever lies there."""
+    weight, mask = rows_of(weight), pattern[0]
     rows, columns = weight.shape
     copy = memory.empty((rows, columns), weight.dtype, pattern[1])
     native.cpu().keep_masked(
@@ -67,7 +67,7 @@ def _masked_copy(weight: Tensor, pattern: Sequence[Tensor], dtype: torch.dtype) 
         copy.data_ptr(),
         torch.get_num_threads(),
     )
-    return copy if copy.dtype == dtype else copy.to(dtype)
+    return copy
 
 
 def masked_linear(
@@ -93,10 +93,10 @@ def masked_linear(
     """
     if not sparse:
         with precision.without_autocast(x):
-            masked = _masked_copy(weight, pattern, x.dtype)
+            masked = masked_copy(weight, pattern).to(x.dtype)
             shift = None if bias is None else bias.to(x.dtype)
             return torch.nn.functional.linear(x, masked, shift), x.new_empty(0)
-    x, weight = _readable(x), _rows(weight)
+    x, weight = _readable(x), rows_of(weight)
     batch, rows = x.shape[0], weight.shape[0]
     dtype = accumulation_dtype(x.dtype)
     out = torch.empty((batch, rows), dtype=x.dtype, device="cpu")
@@ -152,7 +152,7 @@ def masked_linear_grad(
         if need_weight and not by_entries:
             results[1] = _dense_weight_grad(grad, x, weight, pattern, straight_through)
         if need_x and not sparse_input:
-            results[0] = grad @ _masked_copy(weight, pattern, grad.dtype)
+            results[0] = grad @ masked_copy(weight, pattern).to(grad.dtype)
         if need_bias and not by_entries and not (need_x and sparse_input):
             results[2] = grad.sum(dim=0)
     if not by_entries and not (need_x and sparse_input):
@@ -170,7 +170,7 @@ def masked_linear_grad(
             results[2] = grad.sum(dim=0)
         return [results[0].zero_(), results[1].zero_(), results[2]]
     if need_x and sparse_input and not values.numel():
-        values = gather_values(_rows(weight), pattern)
+        values = gather_values(rows_of(weight), pattern)
     grad, x = _readable(grad), _readable(x)
     native.cpu().masked_gradients(
         core_pattern(pattern),

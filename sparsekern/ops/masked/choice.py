@@ -1,29 +1,27 @@
-"""Which algorithm a masked product takes: a pure function of sizes, dtype, ISA and threads.
+"""Which algorithm a masked product takes: a pure function of sizes, dtype, threads and rates.
 
 Two are to choose from. "dense" writes the masked weight out and leaves the product to torch;
 "sparse" touches kept weights only. Times are modelled as a sum of parts, each a count over a
-rate. The rates were measured on one machine (Zen 4, 2 threads, shapes from 512 x 512 to
-4096 x 4096, batches from 1 to 512); since both algorithms share the machine, it is their ratio
+rate. Those that differ most between machines are in a table (:mod:`.rates`), which ``sparsekern
+tune`` measures; the others were measured on one machine (Zen 4, 2 threads, shapes from 512 x 512
+to 4096 x 4096, batches from 1 to 512). Since both algorithms share the machine, it is their ratio
 that decides.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from ... import native
+from . import rates as rates_of
+from .rates import DtypeRates
 
 PARTS = ("forward", "input", "weight")
 
-# Per thread and nanosecond: operations of torch's float32 matrix product, and of the sparse one
-# while the panel of one tile fits the second-level cache, and beyond.
-_DENSE_RATE = 95.0
-_SPARSE_RATES = {"avx512": (65.0, 50.0), "avx2": (45.0, 38.0), "portable": (9.0, 8.0)}
-_PANEL_BYTES = 1 << 17
-# Against float32: torch's product (which follows the machine, not SPARSEKERN_ISA), and the sparse.
-_DENSE_SHARE = {torch.float64: 0.5, torch.bfloat16: 1.7}
-_DENSE_SHARE_AMX = {torch.float64: 0.5, torch.bfloat16: 5.0}
-_SPARSE_SHARE = {torch.float64: 0.5}
+_PANEL_BYTES = 1 << 17  # of a tile that stay in the second-level cache
 _CALL = 30000.0  # nanoseconds that torch's operators and their parallel regions add
 
 _CACHED_BYTES = 16 << 20  # of a weight that may stay in the last-level cache
@@ -37,6 +35,9 @@ _WRITTEN = 2.5  # elements of the dense gradient
 # until every read misses the caches.
 _PERMUTED, _PERMUTED_MORE, _PERMUTED_MOST = 1.0, 0.4, 12.0
 _LEAST_LANES = 16  # that a multiply-add covers, except for a batch of one
+# Of a convolution: how much more work strips of images are than whole ones, how much slower pixels
+# are brought in from memory than from the last-level cache, nanoseconds to look a kept weight up.
+_STRIPS, _FAR_PIXELS, _TAP = 1.5, 2.0, 4.0
 
 
 def algorithm(
@@ -46,8 +47,8 @@ def algorithm(
     columns: int,
     nnz: int,
     dtype: torch.dtype,
-    isa: str,
     threads: int,
+    rates: DtypeRates,
 ) -> str:
     """The faster algorithm for one part of a masked linear layer.
 
@@ -59,23 +60,22 @@ def algorithm(
         columns: input features.
         nnz: kept weights.
         dtype: of x.
-        isa: of the compiled core; those beyond ``"avx512"`` compute sparse products as it does.
         threads: that torch uses.
+        rates: of the machine, for the dtype.
 
     Returns:
         ``"dense"`` or ``"sparse"``.
     """
-    sparse = sparse_nanoseconds(part, batch, rows, columns, nnz, dtype, isa, threads)
-    dense = dense_nanoseconds(batch, rows, columns, dtype, isa, threads)
+    sparse = sparse_nanoseconds(part, batch, rows, columns, nnz, dtype, threads, rates)
+    dense = dense_nanoseconds(batch, rows, columns, dtype, threads, rates)
     return "dense" if dense < sparse else "sparse"
 
 
 def dense_nanoseconds(
-    batch: int, rows: int, columns: int, dtype: torch.dtype, isa: str, threads: int
+    batch: int, rows: int, columns: int, dtype: torch.dtype, threads: int, rates: DtypeRates
 ) -> float:
     """The modelled time of the dense algorithm, the same for all parts; see :func:`algorithm`."""
-    shares = _DENSE_SHARE_AMX if isa == "amx" else _DENSE_SHARE
-    product = 2 * batch * rows * columns / (_DENSE_RATE * shares.get(dtype, 1.0))
+    product = 2 * batch * rows * columns / rates.dense
     cached = rows * columns * dtype.itemsize <= _CACHED_BYTES
     return _CALL + (product + rows * columns / _MASKED_RATES[0 if cached else 1]) / threads
 
@@ -87,16 +87,15 @@ def sparse_nanoseconds(
     columns: int,
     nnz: int,
     dtype: torch.dtype,
-    isa: str,
     threads: int,
+    rates: DtypeRates,
 ) -> float:
     """The modelled time of the sparse algorithm; see :func:`algorithm`."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    fast, slow = _SPARSE_RATES.get(isa, _SPARSE_RATES["avx512"])
     depth = rows if part == "input" else columns  # features of the panels that are read at random
     panel = depth * min(batch, 64) * 4
-    rate = (fast if panel <= _PANEL_BYTES else slow) * _SPARSE_SHARE.get(dtype, 1.0)
+    rate = rates.sparse if panel <= _PANEL_BYTES else rates.sparse_far
     lanes = batch if batch == 1 and part == "forward" else max(batch, _LEAST_LANES)
     time = 2 * lanes * nnz / rate + _ENTRY * nnz + batch * (rows + columns) / _PACKED
     if part == "input":
@@ -108,15 +107,77 @@ def sparse_nanoseconds(
     return time / threads
 
 
+def convolution_algorithm(
+    part: str,
+    x: Sequence[int],
+    weight: Sequence[int],
+    out: Sequence[int],
+    nnz: int,
+    dtype: torch.dtype,
+    threads: int,
+    rates: DtypeRates,
+) -> str:
+    """The faster algorithm for one part of a masked convolution.
+
+    Args:
+        part: as in :func:`algorithm`.
+        x: its shape, ``(N, C, H, W)``.
+        weight: its shape, ``(filters, C / groups, kh, kw)``.
+        out: height and width of the result.
+        nnz: kept weights.
+        dtype: of x.
+        threads: that torch uses.
+        rates: of the machine, for the dtype.
+
+    Returns:
+        ``"dense"`` or ``"sparse"``.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    images, pixels = x[0], out[0] * out[1]
+    # Pixels of both tensors: what is brought into panels and back, or into torch's own layout.
+    moved = images * (x[1] * x[2] * x[3] + weight[0] * pixels)
+    operations = 2 * images * pixels * math.prod(weight)
+    dense = _CALL + (operations / rates.convolution + moved * rates.dense_pixel) / threads
+    # Lanes are images, or strips of rows of them where images do not fill a vector.
+    filled = math.ceil(images / _LEAST_LANES) * _LEAST_LANES / images
+    lanes = filled if images > _LEAST_LANES else min(filled, _STRIPS)
+    far = moved * dtype.itemsize > _CACHED_BYTES
+    pixel = rates.sparse_pixel * (_FAR_PIXELS if far else 1)
+    work = 2 * images * pixels * nnz * lanes / rates.sparse_convolution
+    sparse = _CALL / 2 + (work + moved * lanes * pixel + _TAP * nnz) / threads
+    return "dense" if dense < sparse else "sparse"
+
+
 def here(part: str, batch: int, rows: int, columns: int, nnz: int, dtype: torch.dtype) -> bool:
     """Whether the sparse algorithm is the faster one on this machine, with torch's threads."""
-    return algorithm(part, batch, rows, columns, nnz, dtype, *_machine()) == "sparse"
+    threads, rates = _here(dtype)
+    return algorithm(part, batch, rows, columns, nnz, dtype, threads, rates) == "sparse"
 
 
-def _machine() -> tuple[str, int]:
-    return str(native.cpu().isa()), torch.get_num_threads()
+def convolves_sparsely(
+    part: str,
+    x: Sequence[int],
+    weight: Sequence[int],
+    out: Sequence[int],
+    nnz: int,
+    dtype: torch.dtype,
+) -> bool:
+    """The same for a convolution; see :func:`convolution_algorithm`."""
+    threads, rates = _here(dtype)
+    return convolution_algorithm(part, x, weight, out, nnz, dtype, threads, rates) == "sparse"
+
+
+def _here(dtype: torch.dtype) -> tuple[int, DtypeRates]:
+    threads, numbers = _machine(dtype)
+    return threads, DtypeRates(*numbers)
+
+
+def _machine(dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
+    threads = torch.get_num_threads()
+    return threads, tuple(rates_of.rates(str(native.cpu().isa()), threads).of(dtype))
 
 
 # What torch.compiler.assume_constant_result does, without importing torch._dynamo: tracing takes
-# the answer as it is, and looks neither into the loading of a module nor at thread counts.
+# the answer as it is, and looks neither into the loading of a module nor at thread counts or files.
 _machine._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -7,9 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from ..registry import back_end
-from . import choice, cpu, reference
-from .linear import WEIGHT_GRADS, autocast_input, check_types, check_weight, mask_of
+from . import choice, conv_calls, cpu, reference
+from .linear import (
+    WEIGHT_GRADS,
+    as_pattern,
+    autocast_input,
+    check_types,
+    check_weight,
+    implementation_for,
+    mask_of,
+)
 from .pattern import SparsityPattern
 
 _Size = int | tuple[int, ...]
@@ -29,9 +36,8 @@ def masked_conv2d(
 ) -> Tensor:
     """The convolution of x with W⊙M, for a dense weight W and a mask M.
 
-    Weights are masked and convolved densely, which costs no more than the dense layer, except
-    pointwise convolutions of channels-last images: those are products, which skip the weights that
-    are not kept where that is faster.
+    By kept weights where that is faster, by torch's convolution of the masked weight elsewhere;
+    forward and each gradient are decided on their own. The result has the memory format of x.
 
     Args:
         x: ``(N, C, H, W)`` or ``(C, H, W)``; float32, float64, bfloat16 or float16.
@@ -69,32 +75,106 @@ def masked_conv2d(
     check_weight(weight, mask, bias)
     x = autocast_input(x)
     check_types(x, weight, bias)
-    if (
-        isinstance(mask, SparsityPattern)
-        and groups == 1
-        and _is_pointwise(weight, stride, padding)
-        and _is_sparse(x, mask)
-    ):
-        return _pointwise(x, weight, mask, bias, weight_grad)
-    masked = reference.masked_weight(weight, mask_of(mask), weight_grad).to(x.dtype)
-    shift = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, masked, shift, stride, padding, dilation, groups)
+    geometry = _geometry(x, weight, stride, padding, dilation, groups)
+    if geometry is None or implementation_for(x, mask) is reference:
+        masked = reference.masked_weight(weight, mask_of(mask), weight_grad).to(x.dtype)
+        shift = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, masked, shift, stride, padding, dilation, groups)
+    images = x if x.dim() == 4 else x[None]
+    if padding == "same" and any(_uneven(geometry, weight)):
+        bottom, right = _uneven(geometry, weight)
+        images = F.pad(images, (0, right, 0, bottom))
+    pattern = as_pattern(mask)
+    if _is_product(images, weight, geometry) and _is_sparse_product(images, pattern):
+        out = _pointwise(images, weight, pattern, bias, weight_grad)
+    else:
+        out = cpu.masked_conv2d(images, weight, pattern, bias, geometry, weight_grad)
+    return out if x.dim() == 4 else out[0]
 
 
-def _is_pointwise(weight: Tensor, stride: _Size, padding: str | _Size) -> bool:
+def algorithms(
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    stride: _Size = 1,
+    padding: str | _Size = 0,
+    dilation: _Size = 1,
+    groups: int = 1,
+) -> tuple[str, str, str]:
+    """What :func:`masked_conv2d` takes: forward, for the gradient of x and that of the weight.
+
+    Returns:
+        ``"dense"`` or ``"sparse"`` for each, on the compiled core; ``"reference"`` elsewhere.
+    """
+    geometry = _geometry(x, weight, stride, padding, dilation, groups)
+    if geometry is None or implementation_for(x, pattern) is reference:
+        return ("reference",) * 3
+    images = x if x.dim() == 4 else x[None]
+    if _is_product(images, weight, geometry) and _is_sparse_product(images, pattern):
+        batch = images.shape[0] * images.shape[2] * images.shape[3]
+        sizes = (batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
+        found = [choice.here(part, *sizes) for part in choice.PARTS]
+    else:
+        found = [
+            cpu.convolves_sparsely(part, images, weight, geometry, pattern.nnz)
+            for part in choice.PARTS
+        ]
+    forward, of_input, of_weight = ("sparse" if sparse else "dense" for sparse in found)
+    return forward, of_input, of_weight
+
+
+def _geometry(
+    x: Tensor, weight: Tensor, stride: _Size, padding: str | _Size, dilation: _Size, groups: int
+) -> cpu.Geometry | None:
+    """Stride, padding, dilation and groups in full; None where torch is to say what is wrong."""
+    steps, holes = _pair(stride), _pair(dilation)
+    if steps is None or holes is None or min(*steps, *holes, groups) < 1:
+        return None
+    if isinstance(padding, str):
+        if padding not in ("same", "valid") or (padding == "same" and steps != [1, 1]):
+            return None
+        borders = [
+            holes[i] * (weight.shape[i + 2] - 1) // 2 if padding == "same" else 0 for i in (0, 1)
+        ]
+    else:
+        found = _pair(padding)
+        if found is None or min(found) < 0:
+            return None
+        borders = found
+    size = conv_calls.output_size((1, *x.shape[-3:]), weight.shape, steps, borders, holes)
+    if weight.shape[0] % groups or weight.numel() == 0 or min(size) < 1:
+        return None
+    return steps, borders, holes, groups
+
+
+def _pair(value: _Size) -> list[int] | None:
+    """Of rows and columns; None for anything but one or two integers."""
+    numbers = list(value) if isinstance(value, (tuple, list)) else [value]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    return numbers * 2 if len(numbers) == 1 else numbers if len(numbers) == 2 else None
+
+
+def _uneven(geometry: cpu.Geometry, weight: Tensor) -> tuple[int, int]:
+    """What padding "same" adds at the bottom and on the right beyond the other sides."""
+    _, borders, holes, _ = geometry
+    bottom, right = (holes[i] * (weight.shape[i + 2] - 1) - 2 * borders[i] for i in (0, 1))
+    return bottom, right
+
+
+def _is_product(x: Tensor, weight: Tensor, geometry: cpu.Geometry) -> bool:
+    """Whether pixels are rows of adjacent channels, to be multiplied with a matrix."""
+    steps, borders, _, groups = geometry
     return (
-        weight.shape[2:] == (1, 1)
-        and (stride == 1 or stride == (1, 1))
-        and (isinstance(padding, str) or padding == 0 or padding == (0, 0))
+        groups == 1
+        and weight.shape[2:] == (1, 1)
+        and steps == [1, 1]
+        and borders == [0, 0]
+        and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 
-def _is_sparse(x: Tensor, pattern: SparsityPattern) -> bool:
-    """Whether pixels are rows of adjacent channels, and a product with them is faster sparse."""
-    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
-        return False
-    if not pattern.is_prepared or back_end(x.device, reference, cpu) is reference:
-        return False
+def _is_sparse_product(x: Tensor, pattern: SparsityPattern) -> bool:
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return choice.here("forward", pixels, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
 

@@ -5,16 +5,18 @@ A gradient is an operator of its own, computed once: differentiating it again is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..registry import needs_grad, only_needed, run, run_grad
-from . import choice, registration  # noqa: F401  registration: the operators must exist
+from . import choice, conv_calls, registration  # noqa: F401  registration: operators must exist
 from .pattern import SparsityPattern
 
 _FAMILY = "masked"
+# Stride, padding, dilation (of rows and columns), groups.
+Geometry: TypeAlias = tuple[list[int], list[int], list[int], int]
 
 
 def masked_linear(
@@ -28,6 +30,26 @@ def masked_linear(
         )
     sparse = _is_sparse("forward", x, weight, pattern.nnz)
     return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    bias: Tensor | None,
+    geometry: Geometry,
+    weight_grad: str,
+) -> Tensor:
+    """See :func:`sparsekern.masked_conv2d`; arguments are checked, x is (N, C, H, W)."""
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    if needs_grad(inputs):
+        return _Conv.apply(  # type: ignore[no-any-return]
+            x, weight, bias, geometry, weight_grad == "dense", pattern.nnz, *pattern.tensors
+        )
+    sparse = convolves_sparsely("forward", x, weight, geometry, pattern.nnz)
+    return run(  # type: ignore[no-any-return]
+        "masked_conv2d", x, weight, bias, pattern.tensors, *geometry, sparse, False
+    )[0]
 
 
 def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor) -> Tensor:
@@ -47,6 +69,15 @@ def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern) -> Tensor:
 def _is_sparse(part: str, x: Tensor, weight: Tensor, nnz: int) -> bool:
     rows = weight.shape[0]
     return choice.here(part, x.shape[0], rows, x.shape[1], nnz, x.dtype)
+
+
+def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry, nnz: int) -> bool:
+    """Whether a part of a convolution goes by kept weights."""
+    stride, padding, dilation, _ = geometry
+    size = conv_calls.output_size(x.shape, weight.shape, stride, padding, dilation)
+    return choice.convolves_sparsely(
+        part, list(x.shape), list(weight.shape), list(size), nnz, x.dtype
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -85,6 +116,46 @@ class _Linear(torch.autograd.Function):
             _is_sparse("weight", x, weight, ctx.nnz),
         )
         return (*only_needed(gradients, needs), None, None, *(None for _ in pattern))
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        straight_through: bool,
+        nnz: int,
+        *pattern: Tensor,
+    ) -> Tensor:
+        sparse = convolves_sparsely("forward", x, weight, geometry, nnz)
+        keep = sparse and ctx.needs_input_grad[0]
+        out, values = run("masked_conv2d", x, weight, bias, list(pattern), *geometry, sparse, keep)
+        ctx.save_for_backward(x, weight, values, *pattern)
+        ctx.geometry, ctx.straight_through, ctx.nnz = geometry, straight_through, nnz
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, values, *pattern = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = run_grad(
+            _FAMILY,
+            "masked_conv2d_grad",
+            grads[0],
+            x,
+            weight,
+            values,
+            pattern,
+            *ctx.geometry,
+            needs,
+            ctx.straight_through,
+            convolves_sparsely("input", x, weight, ctx.geometry, ctx.nnz),
+            convolves_sparsely("weight", x, weight, ctx.geometry, ctx.nnz),
+        )
+        return (*only_needed(gradients, needs), None, None, None, *(None for _ in pattern))
 
 
 class _Spmm(torch.autograd.Function):

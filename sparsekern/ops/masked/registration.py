@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..registry import register
-from . import calls
+from . import calls, conv_calls
 
 
 def _linear_fake(
@@ -38,6 +38,46 @@ def _linear_grad_fake(
 ) -> list[Tensor]:
     return [
         x.new_empty(x.shape if needs[0] else (0,)),
+        torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        if needs[1]
+        else grad.new_empty(0),
+        grad.new_empty(grad.shape[1] if needs[2] else 0),
+    ]
+
+
+def _conv_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    sparse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out = conv_calls.empty_output(x, weight, stride, padding, dilation)
+    if not (sparse and keep):
+        return out, x.new_empty(0)
+    return out, x.new_empty(pattern[2].shape[0], dtype=accumulation_dtype(x.dtype))
+
+
+def _conv_grad_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    pattern: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+    *_: Any,
+) -> list[Tensor]:
+    return [
+        conv_calls.empty_input_grad(x) if needs[0] else grad.new_empty(0),
         torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         if needs[1]
         else grad.new_empty(0),
@@ -82,6 +122,22 @@ register(
     " bool straight_through, bool sparse_input, bool sparse_weight) -> Tensor[]",
     calls.masked_linear_grad,
     _linear_grad_fake,
+)
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+register(
+    "masked_conv2d",
+    f"(Tensor x, Tensor weight, Tensor? bias, Tensor[] pattern, {_GEOMETRY}, bool sparse,"
+    " bool keep) -> (Tensor, Tensor)",
+    conv_calls.masked_conv2d,
+    _conv_fake,
+)
+register(
+    "masked_conv2d_grad",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor values, Tensor[] pattern,"
+    f" {_GEOMETRY}, bool[] needs, bool straight_through, bool sparse_input,"
+    " bool sparse_weight) -> Tensor[]",
+    conv_calls.masked_conv2d_grad,
+    _conv_grad_fake,
 )
 register(
     "masked_spmm",

@@ -12,5 +12,6 @@ def algorithm(request: pytest.FixtureRequest, backend: str, monkeypatch: pytest.
     """Runs the test once per algorithm of the compiled core, whatever would be chosen."""
     if backend == "reference" and request.param == "dense":
         pytest.skip("the reference has one algorithm")
-    monkeypatch.setattr(choice, "here", lambda *_: request.param == "sparse")
+    for function in ("here", "convolves_sparsely"):
+        monkeypatch.setattr(choice, function, lambda *_: request.param == "sparse")
     return str(request.param)

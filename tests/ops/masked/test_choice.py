@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
+from sparsekern import native
 from sparsekern.ops.masked import calls, choice
+from sparsekern.ops.masked.rates import DEFAULTS
 
 ARGUMENTS = {
     "part": "forward",
@@ -18,8 +20,17 @@ ARGUMENTS = {
     "rows": 1024,
     "columns": 1024,
     "dtype": torch.float32,
-    "isa": "avx512",
     "threads": 2,
+    "rates": DEFAULTS["avx512"].float32,
+}
+CONVOLUTION = {
+    "part": "forward",
+    "x": (128, 32, 16, 16),
+    "weight": (32, 32, 3, 3),
+    "out": (16, 16),
+    "dtype": torch.float32,
+    "threads": 2,
+    "rates": DEFAULTS["avx512"].float32,
 }
 
 
@@ -27,8 +38,13 @@ def chosen(nnz: int, **changes: object) -> str:
     return choice.algorithm(nnz=nnz, **{**ARGUMENTS, **changes})  # type: ignore[arg-type]
 
 
+def chosen_convolution(nnz: int, **changes: object) -> str:
+    arguments = {**CONVOLUTION, **changes}
+    return choice.convolution_algorithm(nnz=nnz, **arguments)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("part", choice.PARTS)
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("isa", DEFAULTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_more_sparsity_never_brings_the_dense_algorithm_back(
     part: str, isa: str, dtype: torch.dtype
@@ -37,19 +53,35 @@ def test_more_sparsity_never_brings_the_dense_algorithm_back(
         for size in (64, 1024, 8192):
             sizes = {"batch": batch, "rows": size, "columns": size}
             steps = range(0, size * size + 1, size * size // 64)
-            found = [chosen(nnz, part=part, isa=isa, dtype=dtype, **sizes) for nnz in steps]
+            found = [
+                chosen(nnz, part=part, rates=DEFAULTS[isa].of(dtype), dtype=dtype, **sizes)
+                for nnz in steps
+            ]
             assert found == sorted(found, reverse=True)  # sparse ones, then dense ones
+    for images in (1, 20, 128):
+        changes = {
+            "part": part,
+            "rates": DEFAULTS[isa].of(dtype),
+            "dtype": dtype,
+            "x": (images, 32, 16, 16),
+        }
+        found = [chosen_convolution(nnz, **changes) for nnz in range(0, 9217, 128)]
+        assert found == sorted(found, reverse=True)
 
 
 def test_a_full_mask_is_a_dense_product_and_an_almost_empty_one_a_sparse() -> None:
     for part in choice.PARTS:
         assert chosen(1024 * 1024, part=part) == "dense"
         assert chosen(1024 * 10, part=part) == "sparse"
+        assert chosen_convolution(9216, part=part) == "dense"
+        assert chosen_convolution(92, part=part) == "sparse"
 
 
 def test_unknown_part() -> None:
     with pytest.raises(ValueError, match="part must be one of forward, input, weight, got 'bias'"):
         chosen(1, part="bias")
+    with pytest.raises(ValueError, match="part must be one of forward, input, weight, got 'bias'"):
+        chosen_convolution(1, part="bias")
 
 
 # (batch, columns, rows), on either side of the caches; small enough to be timed in milliseconds.
@@ -95,7 +127,7 @@ def test_the_choice_is_within_a_twentieth_of_the_best(
 ) -> None:
     if backend != "cpu":
         pytest.skip("the reference has one algorithm")
-    if choice._machine()[0] == "portable":
+    if native.cpu().isa() == "portable":
         pytest.skip("the portable kernels' rate differs too much between compilers")
     torch.use_deterministic_algorithms(False)  # which fills fresh memory
     batch, columns, rows = shape

@@ -51,6 +51,36 @@ def test_linear_passes_opcheck(sparse: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_convolution_passes_opcheck(
+    sparse: bool, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    x = torch.randn(3, 4, 7, 6).to(dtype).to(memory_format=layout)
+    weight, bias = torch.randn(8, 2, 3, 3).to(dtype), torch.randn(8).to(dtype)
+    pattern = sk.SparsityPattern(torch.rand(weight.shape) > 0.7).tensors
+    geometry = ([2, 1], [1, 1], [1, 1], 2)
+    for shift in (bias, None):
+        out, values = check("masked_conv2d", x, weight, shift, pattern, *geometry, sparse, True)
+        check("masked_conv2d", x, weight, shift, pattern, *geometry, sparse, False)
+    for needs in ([True, True, True], [False, True, False], [True, False, True]):
+        for straight_through in (False, True):
+            check(
+                "masked_conv2d_grad",
+                torch.randn_like(out),
+                x,
+                weight,
+                values,
+                pattern,
+                *geometry,
+                needs,
+                straight_through,
+                sparse,
+                sparse,
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_products_pass_opcheck(dtype: torch.dtype) -> None:
     pattern = sk.SparsityPattern(torch.rand(10, 20) > 0.7)
     values, b = torch.randn(pattern.nnz).to(dtype), torch.randn(20, 6).to(dtype)

@@ -1,0 +1,192 @@
+"""The rates that the choice of algorithm is made from: shipped ones, or those of this machine.
+
+``sparsekern tune`` measures them and leaves them in a cache file, one table for each processor,
+instruction set and number of threads; where there is none, the shipped ones decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import re
+import tempfile
+import warnings
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+VARIABLE = "SPARSEKERN_TUNING"
+_FORMAT = 1  # of the file; others are not read
+
+
+class DtypeRates(NamedTuple):
+    """Of one dtype, operations (a multiplication and an addition are two) per thread and ns.
+
+    Attributes:
+        dense: of torch's matrix product.
+        sparse: of the sparse product while the panel of a tile fits the second-level cache.
+        sparse_far: beyond.
+        convolution: of torch's convolution, 3 x 3 and at least 16 channels.
+        sparse_convolution: of the sparse one.
+        dense_pixel: nanoseconds of one thread for each pixel of both tensors of a convolution, the
+            operations not counted: torch's.
+        sparse_pixel: the sparse one's, to bring pixels into panels and out of them.
+    """
+
+    dense: float
+    sparse: float
+    sparse_far: float
+    convolution: float
+    sparse_convolution: float
+    dense_pixel: float
+    sparse_pixel: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """All that a choice depends on besides sizes."""
+
+    float32: DtypeRates
+    float64: DtypeRates
+    bfloat16: DtypeRates
+    float16: DtypeRates
+
+    def of(self, dtype: torch.dtype) -> DtypeRates:
+        """Those of a dtype."""
+        found: DtypeRates = getattr(self, _NAMES[dtype])
+        return found
+
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+# Measured by `sparsekern tune` on an AMD EPYC of family 25 (Zen 4) with 2 threads, with
+# SPARSEKERN_ISA for each; the dense ones are torch's and do not depend on it.
+_AVX512 = Rates(
+    float32=DtypeRates(95, 65, 50, 100, 40, 0.15, 0.45),
+    float64=DtypeRates(48, 32, 25, 50, 20, 0.3, 0.9),
+    bfloat16=DtypeRates(160, 65, 50, 170, 40, 0.15, 0.9),
+    float16=DtypeRates(95, 65, 50, 100, 40, 0.15, 0.9),
+)
+DEFAULTS = {
+    "portable": _AVX512,
+    "avx2": _AVX512,
+    "avx512": _AVX512,
+    "avx512_bf16": _AVX512,
+    # Not measured on such a machine: its matrix unit has five times the rate of float32.
+    "amx": replace(_AVX512, bfloat16=_AVX512.bfloat16._replace(dense=480, convolution=480)),
+}
+
+
+@functools.cache
+def rates(isa: str, threads: int) -> Rates:
+    """The rates to choose by: tuned ones where there are any, else the shipped ones."""
+    return tuned(isa, threads) or DEFAULTS.get(isa, _AVX512)
+
+
+def tuned(isa: str, threads: int) -> Rates | None:
+    """What ``sparsekern tune`` found on this machine for these, if it has run.
+
+    A file that cannot be read or understood is passed over with a warning: a choice of algorithm
+    is not worth a failure.
+    """
+    path = cache_file()
+    try:
+        entry = _entries(path).get(_key(isa, threads))
+        return None if entry is None else _from_json(entry)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        warnings.warn(
+            f"{path} is passed over, and the shipped rates are used: {error}. "
+            "`sparsekern tune` writes it anew.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def save(found: Rates, isa: str, threads: int) -> Path:
+    """Writes rates to the cache file, beside those of other instruction sets and thread counts.
+
+    The file is replaced as a whole: who reads it meanwhile sees the old one or the new one.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        entries = _entries(path)
+    except (OSError, ValueError, AttributeError):
+        entries = {}
+    entries[_key(isa, threads)] = {
+        field.name: getattr(found, field.name)._asdict() for field in fields(Rates)
+    }
+    text = json.dumps({"format": _FORMAT, "rates": entries}, indent=1) + "\n"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    rates.cache_clear()
+    return path
+
+
+def cache_file() -> Path:
+    """Where tuned rates are: ``SPARSEKERN_TUNING``, or a file in the user's cache folder."""
+    asked = os.environ.get(VARIABLE)
+    if asked:
+        return Path(asked)
+    folder = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(folder, "sparsekern", "rates.json")
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"its format is {content.get('format')}, and {_FORMAT} is expected")
+    entries: dict[str, Any] = content["rates"]
+    return entries
+
+
+def _key(isa: str, threads: int) -> str:
+    return f"{_processor()}, {isa}, {threads} threads"
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    known = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    parts = (known.get("model name", platform.machine()), known.get("cpu family"))
+    return " ".join(part for part in (*parts, known.get("model")) if part)
+
+
+def _from_json(entry: dict[str, Any]) -> Rates:
+    found = {}
+    for field in fields(Rates):
+        own = DtypeRates(**entry[field.name])
+        if not all(isinstance(number, (int, float)) and number > 0 for number in own):
+            raise ValueError(f"the rates of {field.name} must be numbers above 0, got {own}")
+        found[field.name] = own
+    return Rates(**found)
