@@ -1,4 +1,4 @@
-"""The command line: ``sparsekern info | train | grid | report | bench | compare``."""
+"""The command line: ``sparsekern info | train | grid | report | bench | compare | tune``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _COMMANDS = {
     "report": ("training.reporting", "compare the results of train and grid: tables, pictures"),
     "bench": ("bench", "measure the kernels against other implementations on this machine"),
     "compare": ("analysis", "CKA between the layers of one or two models, over a data set"),
+    "tune": ("tuning", "measure what the choice of algorithm depends on, and keep it"),
 }
 _INFO_HELP = "what this installation can do, and why not more"
 

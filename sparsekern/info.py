@@ -27,12 +27,17 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """The compiled core: instruction set in use, those to choose from, threads, compiler."""
+    """The compiled core: instruction set in use, those to choose from, threads, compiler.
+
+    ``rates`` is where the rates come from by which masked products choose an algorithm: the path
+    of what ``sparsekern tune`` found for this instruction set and these threads, or None.
+    """
 
     isa: str
     available_isas: tuple[str, ...]
     threads: int
     compiler: str
+    rates: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Info:
                 f"  ISA        {self.cpu.isa} (of {choices}; {native.ISA_VARIABLE} overrides)",
                 f"  threads    {self.cpu.threads} (torch.get_num_threads())",
                 f"  compiler   {self.cpu.compiler}",
+                f"  rates      {self.cpu.rates or 'as shipped (`sparsekern tune` measures them)'}",
             ]
         devices = f"{self.cuda_devices} device{'' if self.cuda_devices == 1 else 's'}"
         cuda = "not in this build of torch" if self.cuda is None else f"{self.cuda}, {devices}"
@@ -116,12 +122,16 @@ def _missing_reason(name: str) -> str:
 
 
 def _cpu_info() -> CpuInfo:
+    from .ops.masked import rates
+
     core = native.cpu()
+    isa, threads = str(core.isa()), torch.get_num_threads()
     return CpuInfo(
-        isa=core.isa(),
+        isa=isa,
         available_isas=tuple(core.available_isas()),
-        threads=torch.get_num_threads(),
+        threads=threads,
         compiler=core.compiler(),
+        rates=str(rates.cache_file()) if rates.tuned(isa, threads) else None,
     )
 
 

@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "dispatch.h"
 #include "masked_conv_taps.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace sparsekern {
@@ -76,6 +77,11 @@ void skip_unread(ConvShape& s, Picture& x) {
     x.width = ceil_div(x.width, s.stride_width);
     s.stride_width = 1;
   }
+}
+
+// Results are fresh memory as a rule.
+void expect_writes(const Picture& x, int64_t images) {
+  prefer_large_pages(x.data, images * x.image_step * element_size(x.dtype));
 }
 
 // Which images and strips the lanes of a tile hold.
@@ -226,6 +232,7 @@ void masked_conv(const Pattern& pattern, const ConvShape& shape, const T* values
   ConvShape s = shape;
   Picture x = picture;
   skip_unread(s, x);
+  expect_writes(y, s.images);
   threads = useful_threads(pattern, s, threads);
   const int64_t lanes = kernels<T>().lanes;
   const Strips strips = choose_strips<T>(s, false);
@@ -264,6 +271,7 @@ void masked_conv_gradients(const Pattern& pattern, const ConvShape& s, const T* 
   const auto& table = kernels<T>();
   const int64_t lanes = table.lanes;
   const bool wants_x = x_grad.data, wants_values = values_grad;
+  if (wants_x) expect_writes(x_grad, s.images);
   const Strips strips = choose_strips<T>(s, true);
   const Tiles tiles(s.images, strips.count, int(lanes));
   const GradFrame seen = grad_frame(s, strips.rows, wants_x ? strips.x_rows : 0);

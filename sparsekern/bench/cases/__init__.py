@@ -20,6 +20,7 @@ _ORDER = (
     "similarity",
     "regularizers",
     "masked",
+    "masked_conv",
     "selection",
     "penalties",
     "activity",

@@ -70,28 +70,40 @@ _NAMES = {
 }
 
 
-# Measured by `sparsekern tune` on an AMD EPYC of family 25 (Zen 4) with 2 threads, with
-# SPARSEKERN_ISA for each; the dense ones are torch's and do not depend on it.
-_AVX512 = Rates(
-    float32=DtypeRates(95, 65, 50, 100, 40, 0.15, 0.45),
-    float64=DtypeRates(48, 32, 25, 50, 20, 0.3, 0.9),
-    bfloat16=DtypeRates(160, 65, 50, 170, 40, 0.15, 0.9),
-    float16=DtypeRates(95, 65, 50, 100, 40, 0.15, 0.9),
+# Measured by `sparsekern tune` with SPARSEKERN_ISA for each, on an AMD EPYC of family 25 (Zen 4)
+# with 2 threads. The dense rates are torch's, which takes AVX512-BF16 there whatever ours is.
+_AVX512_BF16 = Rates(
+    float32=DtypeRates(85, 63, 53, 136, 69, 0.5, 0.7),
+    float64=DtypeRates(50, 22, 20, 24, 34, 0.5, 0.76),
+    bfloat16=DtypeRates(216, 57, 51, 273, 69, 0.5, 0.73),
+    float16=DtypeRates(22, 52, 48, 3.4, 69, 0.5, 0.86),
 )
 DEFAULTS = {
-    "portable": _AVX512,
-    "avx2": _AVX512,
-    "avx512": _AVX512,
-    "avx512_bf16": _AVX512,
+    "portable": Rates(
+        float32=DtypeRates(85, 23, 21, 136, 28, 0.5, 1.0),
+        float64=DtypeRates(50, 11, 10, 24, 13.5, 0.5, 1.8),
+        bfloat16=DtypeRates(216, 23, 22, 273, 28, 0.5, 1.5),
+        float16=DtypeRates(22, 18, 18, 3.4, 27, 0.5, 2.4),
+    ),
+    "avx2": Rates(
+        float32=DtypeRates(85, 52, 48, 136, 51, 0.5, 0.6),
+        float64=DtypeRates(50, 20, 19, 24, 26, 0.5, 0.93),
+        bfloat16=DtypeRates(216, 51, 46, 273, 52, 0.5, 0.8),
+        float16=DtypeRates(22, 43, 42, 3.4, 51, 0.5, 1.06),
+    ),
+    "avx512": _AVX512_BF16,
+    "avx512_bf16": _AVX512_BF16,
     # Not measured on such a machine: its matrix unit has five times the rate of float32.
-    "amx": replace(_AVX512, bfloat16=_AVX512.bfloat16._replace(dense=480, convolution=480)),
+    "amx": replace(
+        _AVX512_BF16, bfloat16=_AVX512_BF16.bfloat16._replace(dense=480, convolution=600)
+    ),
 }
 
 
 @functools.cache
 def rates(isa: str, threads: int) -> Rates:
     """The rates to choose by: tuned ones where there are any, else the shipped ones."""
-    return tuned(isa, threads) or DEFAULTS.get(isa, _AVX512)
+    return tuned(isa, threads) or DEFAULTS.get(isa, _AVX512_BF16)
 
 
 def tuned(isa: str, threads: int) -> Rates | None:

@@ -1,0 +1,1 @@
+"""``sparsekern tune``: the rates of this machine, by which masked products choose an algorithm."""
