@@ -49,7 +49,7 @@ class Work:
     sparsity: float
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Stride and padding."""
         return {"stride": self.stride, "padding": self.kernel // 2}
 

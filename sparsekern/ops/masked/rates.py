@@ -175,7 +175,9 @@ def _entries(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format") != _FORMAT:
         raise ValueError(f"its format is {content.get('format')}, and {_FORMAT} is expected")
-    entries: dict[str, Any] = content["rates"]
+    entries = content.get("rates")
+    if not isinstance(entries, dict):
+        raise ValueError(f"its rates must be a table, got {type(entries).__name__}")
     return entries
 
 
