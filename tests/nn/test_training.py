@@ -65,7 +65,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernels that are chosen for these sizes, and with the sparse ones everywhere."""
     if request.param == "sparse":
-        monkeypatch.setattr(choice, "here", lambda *_: True)
+        for function in ("here", "convolves_sparsely"):
+            monkeypatch.setattr(choice, function, lambda *_: True)
 
 
 def batches(recipe: Recipe, steps: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
