@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..interrupt import StopRequest
 from ..nn.wrappers import unwrap
 from ..ops.similarity.kernels import Kernel, resolve_kernel
 from .batches import Call, InputRule, call_of, paired
@@ -19,7 +21,6 @@ from .collective import Team, TeamError
 from .engine import Engine
 from .exact import ExactEngine
 from .features import FeatureRule, SpatialRule, TokenRule
-from .interrupt import Interruption
 from .layers import LayerInfo, LayerSpec, Selection, callable_layers, is_leaf, select_layers
 from .minibatch import MinibatchEngine
 from .plan import Budget
@@ -233,7 +234,7 @@ class CKA:
         batches = paired(loader1, loader2, least=engine.least, max_samples=max_samples)
         total = _samples_ahead(loader1, max_samples)
         shown = progress and self._team.rank == 0
-        with Progress(total, enabled=shown) as bar, Interruption() as stop:
+        with Progress(total, enabled=shown) as bar, StopRequest(signal.SIGINT) as stop:
             while not stop.requested:
                 try:
                     batch = next(batches, None)

@@ -21,10 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..interrupt import StopRequest
 from . import report
 from .cost import Cost, measure_cost
 from .events import EventLog
-from .interrupt import StopRequest
 from .loop import TrainingRun
 from .settings import Settings
 from .store import SUMMARY, Store, holds_results

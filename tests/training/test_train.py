@@ -11,7 +11,8 @@ import time
 import pytest
 import torch
 
-from sparsekern.training import interrupt, loop
+from sparsekern import interrupt
+from sparsekern.training import loop
 from sparsekern.training.store import Store
 
 from .image_files import write_cifar10_python, write_image_folder

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..interrupt import StopRequest
+from ...interrupt import StopRequest
 from ..reporting.command import write_report
 from ..settings import Settings
 from .cells import DONE, Cell

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ...interrupt import StopRequest
 from ..experiment import train_all
-from ..interrupt import StopRequest
 from ..loop import Record, TrainingRun
 from ..settings import Settings
 from ..store import Store, holds_results

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the step in progress ends, then training stops and saves itself."""
+"""Ctrl-C as a request: the step in progress ends, and what has been done so far stays whole."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set ``requested``; a second signal stops at once.
+    """While entered, the first signal sets ``requested``; a second one stops at once.
 
     Outside the main thread, where Python takes no signals, it changes nothing.
+
+    Args:
+        signals: which ones; none named: SIGINT and SIGTERM.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *signals: signal.Signals) -> None:
         self.requested = False
+        self._signals = signals or (signal.SIGINT, signal.SIGTERM)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self._signals:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
