@@ -136,10 +136,15 @@ def test_200_steps_in_float64_have_the_same_losses(recipe: Recipe) -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_float32_steps_from_a_common_state(recipe: Recipe) -> None:
-    """Each step starts both networks from one state, so that rounding cannot grow."""
+    """Each step starts both networks from one state, so that rounding cannot grow.
+
+    But where rounding puts the input of a ReLU on the other side of zero, a gradient jumps: that
+    may happen in a tenth of the steps.
+    """
     sparse, dense, masks = masked_pair(recipe, torch.float32)
     optimizer = sgd(sparse, recipe)
     parameters = dict(dense.named_parameters())
+    errors = []
     for images, labels in batches(recipe, recipe.steps32, torch.float32):
         dense.load_state_dict(sparse.state_dict(), strict=False)  # which has masks besides
         zero_masked(dense, masks)
@@ -149,11 +154,16 @@ def test_float32_steps_from_a_common_state(recipe: Recipe) -> None:
         loss = F.cross_entropy(sparse(images), labels)
         loss.backward()
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        errors.append(0.0)
         for name, grad in zip(parameters, wanted, strict=True):
             grad = grad * masks.get(name, 1)
             found = sparse.get_parameter(name).grad
-            assert (found - grad).norm() <= 1e-3 * grad.norm() + 1e-7, name
+            error = float((found - grad).norm() / (grad.norm() + 1e-4))
+            errors[-1] = max(errors[-1], error)
         optimizer.step()
+    errors.sort()
+    assert errors[len(errors) * 9 // 10] < 1e-4
+    assert errors[-1] < 0.2
 
 
 def test_the_comparison_sees_a_wrong_gradient() -> None:

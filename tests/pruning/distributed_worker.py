@@ -3,6 +3,7 @@
 Run as ``python distributed_worker.py RANK WORLD FOLDER METHOD...``.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,12 @@ def main(rank: int, world: int, folder: Path, methods: list[str]) -> None:
         train(parallel, optimizer, pruner, rank=rank)
         weights = {name: p.detach() for name, p in net.named_parameters()}
         torch.save((weights, pruner.masks), folder / f"{method}{rank}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    # The interpreter's end would meet threads of DDP and gloo that have not ended yet, which now
+    # and then aborts a rank that has done all its work.
+    os._exit(0)
 
 
 if __name__ == "__main__":
