@@ -42,7 +42,7 @@ class Foresight(Pruner):
 
     def _scores(self, batches: list[Any]) -> list[Tensor]:
         """A score for each weight; the highest are kept."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no score: use one of its subclasses")
 
     def _start(self) -> None:
         self._prune_to(self._final)
