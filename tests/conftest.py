@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,3 +32,28 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per back end, inside ``sk.backend(name)``."""
     with sk.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., None]:
+    """Runs a script once per rank, each in a process of its own; see ``rank.py``."""
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("needs torch.distributed with gloo")
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+
+    def run(script: Path, world: int, *arguments: str) -> None:
+        workers = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(world), tmp_path, *arguments],
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            for rank in range(world)
+        ]
+        try:
+            assert [worker.wait(timeout=120) for worker in workers] == [0] * world
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+    return run

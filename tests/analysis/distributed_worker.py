@@ -1,14 +1,12 @@
 """One rank of the distributed tests: its share of the batches, and the result it sees.
 
-Run as ``python distributed_worker.py RANK WORLD FOLDER``; FOLDER holds ``input.pt``, a list of
-tasks. A rank whose share of a task is empty takes part without data.
+The folder holds ``input.pt``, a list of tasks; see ``rank.py``. A rank whose share of a task is
+empty takes part without data.
 """
-
-import sys
-from pathlib import Path
 
 import torch
 from conftest import Given, given_loader
+from rank import joined
 
 from sparsekern.analysis import CKA, exact
 from sparsekern.analysis.plan import Plan
@@ -37,15 +35,6 @@ def _run(task, rank, world):
     return vars(result)
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    tasks = torch.load(folder / "input.pt")
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world
-    )
-    torch.save([_run(task, rank, world) for task in tasks], folder / f"output{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+with joined() as here:
+    outputs = [_run(task, here.number, here.world) for task in torch.load(here.folder / "input.pt")]
+    torch.save(outputs, here.folder / f"output{here.number}.pt")

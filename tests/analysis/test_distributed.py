@@ -1,16 +1,9 @@
 """Ranks that share the data give the result of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_gloo_available(), reason="needs torch.distributed with gloo"
-)
 
 
 def _tasks(tools):
@@ -32,29 +25,17 @@ def _tasks(tools):
     }
 
 
-def _run(tasks, world, folder):
+def _run(tasks, world, folder, run_ranks):
     torch.save(list(tasks.values()), folder / "input.pt")
-    script = Path(__file__).with_name("distributed_worker.py")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), folder],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        for rank in range(world)
-    ]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * world
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_ranks(Path(__file__).with_name("distributed_worker.py"), world)
     outputs = [torch.load(folder / f"output{rank}.pt") for rank in range(world)]
     return [dict(zip(tasks, output, strict=True)) for output in outputs]
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_agree_with_one_process(world, tools, tmp_path):
+def test_ranks_agree_with_one_process(world, tools, run_ranks, tmp_path):
     tasks = _tasks(tools)
-    ranks = _run(tasks, world, tmp_path)
+    ranks = _run(tasks, world, tmp_path, run_ranks)
     for name in ("minibatch", "bootstrap", "moments", "tiles", "mixed"):
         options = tasks[name]["options"]
         alone = tools.compare_given(tasks[name]["batches"], **options)

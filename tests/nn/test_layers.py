@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,23 +198,17 @@ def test_errors() -> None:
         layer.set_mask(0.5)
 
 
-def test_distributed_data_parallel(tmp_path: object) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        model = nn.Sequential(linear(), nn.ReLU(), nn.Linear(40, 3))
-        twin = copy.deepcopy(model)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        x = torch.randn(6, 50)
-        for _ in range(2):
-            for m in (wrapped, twin):
-                m.zero_grad()
-                m(x).square().sum().backward()
-        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad)
-    finally:
-        torch.distributed.destroy_process_group()
+def test_distributed_data_parallel(run_ranks: Callable[..., None], tmp_path: Path) -> None:
+    """The gradient is the mean of the ranks', and stays on the mask."""
+    layer, x = linear(), torch.randn(2, 6, 50)
+    torch.save((layer, x), tmp_path / "input.pt")
+    run_ranks(Path(__file__).with_name("distributed_worker.py"), 2)
+    sum(dense(layer, part).square().sum() for part in x).div(2).backward()
+    assert not layer.weight.grad[~layer.mask].any()
+    for rank in range(2):
+        for steps in torch.load(tmp_path / f"output{rank}.pt"):
+            for grad, p in zip(steps, layer.parameters(), strict=True):
+                torch.testing.assert_close(grad, p.grad)
 
 
 def test_training_is_that_of_masked_dense_layers() -> None:

@@ -2,9 +2,6 @@
 
 import copy
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -168,21 +165,9 @@ def test_gradient_accumulation(nets, method):
     torch.testing.assert_close(weights, other_weights)
 
 
-def test_ranks_of_ddp_have_the_same_masks(nets, tmp_path):
+def test_ranks_of_ddp_have_the_same_masks(nets, run_ranks, tmp_path):
     world = 2
-    script = Path(__file__).with_name("distributed_worker.py")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), tmp_path, *nets.METHODS],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        for rank in range(world)
-    ]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * world
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_ranks(Path(__file__).with_name("distributed_worker.py"), world, *nets.METHODS)
     for method in nets.METHODS:
         (weights, masks), (others, other_masks) = (
             torch.load(tmp_path / f"{method}{rank}.pt") for rank in range(world)

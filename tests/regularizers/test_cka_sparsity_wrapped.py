@@ -1,9 +1,6 @@
 """CKASparsity on models under torch.compile, autocast, checkpointing, DataParallel and DDP."""
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -308,23 +305,11 @@ def test_data_parallel_takes_the_first_device(model, images, tools, monkeypatch)
     assert tools.relative_error(gradients(model), grads) < 1e-5
 
 
-def test_distributed_data_parallel(model, images, tools, tmp_path):
+def test_distributed_data_parallel(model, images, tools, run_ranks, tmp_path):
     """Each rank compares its own batch; the gradient is the mean of the ranks' gradients."""
     world = 2
     torch.save((model.state_dict(), images), tmp_path / "input.pt")
-    script = Path(__file__).with_name("distributed_worker.py")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), tmp_path],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        for rank in range(world)
-    ]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * world
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_ranks(Path(__file__).with_name("distributed_worker.py"), world)
     exact = [tools.oracle(model, images + rank) for rank in range(world)]
     mean = [
         None if grads[0] is None else sum(grads) / world
