@@ -16,8 +16,8 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C stopped
 _FEATURE_FILES = (".npy", ".npz", ".safetensors")
 HELP_MODEL = (
     "package.module:factory, torchvision/NAME, timm/NAME, transformers/NAME, a network of "
-    "sparsekern train, the --out of an interrupted sparsekern train, or a file of features "
-    "(.npy, .npz, .safetensors)"
+    "sparsekern train, the --out of a sparsekern train or one of its .pt files, or a file of "
+    "features (.npy, .npz, .safetensors)"
 )
 
 

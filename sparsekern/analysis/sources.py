@@ -14,7 +14,7 @@ from ..training import models
 from ..training.building import make_data, make_model
 from ..training.catalogue import DATA, MODELS
 from ..training.data import ImageSet, load_data
-from ..training.store import CHECKPOINT, stored_settings
+from ..training.store import CHECKPOINT, CONFIG, WEIGHTS, stored_settings
 from .command import HELP_MODEL
 from .given import SUFFIXES, load_features
 
@@ -45,7 +45,7 @@ def load_model(
     elif source in MODELS:
         channels, size, classes = shape
         model = models.build_model(source, channels=channels, classes=classes, seed=seed, size=size)
-    elif Path(source).is_dir() or Path(source).name == CHECKPOINT:
+    elif Path(source).is_dir() or Path(source).suffix == ".pt":
         model = _from_training(Path(source))
     else:
         raise ValueError(f"{source!r} is no model: expected {HELP_MODEL}")
@@ -92,20 +92,38 @@ def _from_library(library: str, name: str, pretrained: bool) -> nn.Module:
 
 
 def _from_training(path: Path) -> nn.Module:
-    directory = path if path.is_dir() else path.parent
+    if path.is_dir():
+        path = _only_weights(path)
     try:
-        state = torch.load(directory / CHECKPOINT, weights_only=True)
+        state = torch.load(path, weights_only=True)
+        seed, weights = state["seed"], state["model"]
     except FileNotFoundError:
-        raise ValueError(
-            f"{directory} holds no {CHECKPOINT}: sparsekern train keeps one while it runs and "
-            "after an interruption"
-        ) from None
+        raise ValueError(f"{path} does not exist") from None
     except Exception as error:
-        raise ValueError(f"{directory / CHECKPOINT} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    directory = path.parent.parent if path.parent.name == WEIGHTS else path.parent
+    if not (directory / CONFIG).exists():
+        raise ValueError(f"{path} is not of sparsekern train: {directory} holds no {CONFIG}")
     settings = stored_settings(directory)
-    model = make_model(settings, make_data(settings, state["seed"]), state["seed"])
-    model.load_state_dict(state["model"])
+    model = make_model(settings, make_data(settings, seed), seed)
+    model.load_state_dict(weights)
     return model
+
+
+def _only_weights(directory: Path) -> Path:
+    """The one file of weights that a training has left, or its checkpoint."""
+    found = sorted((directory / WEIGHTS).glob("*.pt"))
+    if (directory / CHECKPOINT).exists():
+        found.append(directory / CHECKPOINT)
+    if not found:
+        raise ValueError(
+            f"{directory} holds neither {WEIGHTS}/ nor {CHECKPOINT}: expected the --out of "
+            "sparsekern train"
+        )
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise ValueError(f"{directory} holds several networks: give one of {listed}")
+    return found[0]
 
 
 def load_batches(

@@ -71,7 +71,9 @@ def run_experiment(settings: Settings, directory: Path, *, resume: bool, overwri
             "replace them, or choose another --out"
         )
     with StopRequest() as stop, _Bar(console) as bar:
-        finished = train_all(settings, directory, resume=resume, stop=stop, watcher=bar)
+        finished = train_all(
+            settings, directory, resume=resume, stop=stop, watcher=bar, keep_weights=True
+        )
     if not finished:
         console.print(
             f"Stopped; a checkpoint is in {directory}. Go on with:\n"
@@ -90,7 +92,13 @@ def run_experiment(settings: Settings, directory: Path, *, resume: bool, overwri
 
 
 def train_all(
-    settings: Settings, directory: Path, *, resume: bool, stop: StopRequest, watcher: Watcher
+    settings: Settings,
+    directory: Path,
+    *,
+    resume: bool,
+    stop: StopRequest,
+    watcher: Watcher,
+    keep_weights: bool = False,
 ) -> bool:
     """Trains every seed in every variant, and writes the results.
 
@@ -100,6 +108,7 @@ def train_all(
         resume: which of the two.
         stop: asked before every step.
         watcher: told of every step.
+        keep_weights: whether the trained networks are kept beside the results.
 
     Returns:
         Whether it came to its end; else there is a checkpoint.
@@ -114,7 +123,7 @@ def train_all(
             store = Store(directory)
             if not resume:
                 store.start(settings)
-            return _train(settings, store, stop, watcher)
+            return _train(settings, store, stop, watcher, keep_weights)
         except OSError as error:
             raise ValueError(
                 f"{directory} cannot be written to ({error.strerror or error}): the checkpoint "
@@ -132,7 +141,9 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(settings: Settings, store: Store, stop: StopRequest, watcher: Watcher) -> bool:
+def _train(
+    settings: Settings, store: Store, stop: StopRequest, watcher: Watcher, keep_weights: bool
+) -> bool:
     checkpoint = store.load_checkpoint()
     store.rewind(checkpoint)
     complete = {
@@ -154,6 +165,8 @@ def _train(settings: Settings, store: Store, stop: StopRequest, watcher: Watcher
             if not _train_one(run, store, stop, watcher, events):
                 return False
             result = run.result()
+            if keep_weights:  # before the result is written: a run with a result is complete
+                store.save_weights(run.weights())
         finally:
             run.close()
             events.close()

@@ -263,6 +263,14 @@ class TrainingRun:
             "pruner": self.pruner.state_dict() if self.pruner is not None else None,
         }
 
+    def weights(self) -> dict[str, Any]:
+        """Of ``state_dict`` what makes the network: which run it is, and its parameters."""
+        return {
+            "regularizer": self.variant,
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken, bit for bit."""
         self.epoch, self.batch = state["epoch"], state["batch"]

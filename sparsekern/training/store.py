@@ -1,4 +1,4 @@
-"""The directory of one experiment: its settings, results as JSON lines, and the checkpoint."""
+"""The directory of one experiment: settings, results as JSON lines, checkpoint, trained weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ CONFIG, RESULTS, CHECKPOINT, SUMMARY = (
     "checkpoint.pt",
     "summary.json",
 )
+WEIGHTS = "weights"  # folder of the networks whose runs are done
 PICTURES = ("accuracy.png", "cka.png", "cost.png")
 Record = dict[str, Any]
 
@@ -91,7 +92,8 @@ class Store:
         """Removes the files of an earlier experiment, if any, and writes the settings."""
         for name in (RESULTS, CHECKPOINT, SUMMARY, *PICTURES):
             (self.directory / name).unlink(missing_ok=True)
-        shutil.rmtree(self.directory / FOLDER, ignore_errors=True)
+        for folder in (FOLDER, WEIGHTS):
+            shutil.rmtree(self.directory / folder, ignore_errors=True)
         config = {
             "settings": settings.as_json(),
             "versions": {
@@ -170,3 +172,14 @@ class Store:
     def drop_checkpoint(self) -> None:
         """Forgets the run in progress: its result is in the results."""
         (self.directory / CHECKPOINT).unlink(missing_ok=True)
+
+    def save_weights(self, state: dict[str, Any]) -> None:
+        """Keeps the network of a run that is done, atomically.
+
+        Args:
+            state: ``regularizer``, ``seed`` and ``model``, as in a checkpoint.
+        """
+        folder = self.directory / WEIGHTS
+        folder.mkdir(exist_ok=True)
+        with _replacement(folder / f"{state['regularizer']}-{state['seed']}.pt") as temporary:
+            torch.save(state, temporary)

@@ -11,6 +11,10 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.analysis import CKA, CKAResult, compare_features
 from sparsekern.cli import main
+from sparsekern.training.building import make_data
+from sparsekern.training.loop import TrainingRun
+from sparsekern.training.settings import default_settings
+from sparsekern.training.store import Store, stored_settings
 
 pytest.importorskip("sklearn")
 
@@ -110,23 +114,46 @@ def test_a_folder_of_images(factory):
     assert result.rows == ["stage1.0", "stage2.0"]
 
 
-def test_a_checkpoint_of_training(factory, monkeypatch):
-    from sparsekern.training.building import make_data
-    from sparsekern.training.loop import TrainingRun
-    from sparsekern.training.settings import default_settings
-    from sparsekern.training.store import Store
+def _on_digits(model, settings):
+    images = make_data(settings, 0).held_out
+    batch = images.batch(torch.arange(len(images.labels)))
+    return CKA(model.eval()).compare(batch.split(256), progress=False).matrix
 
+
+def test_a_checkpoint_of_training(factory):
     settings = default_settings({"model": "lenet300", "width": 10, "epochs": 1, "seeds": 1})
     store = Store(factory / "run")
     store.start(settings)
     run = TrainingRun(settings, "none", 0)
     run.step()
     store.save_checkpoint(run.state_dict())
+    run.close()
     assert main(["compare", "run", "--data", "digits", "--out", "r"]) == 0
-    images = make_data(settings, 0).held_out
-    batch = images.batch(torch.arange(len(images.labels)))
-    expected = CKA(run.model.eval()).compare(batch.split(256), progress=False)
-    torch.testing.assert_close(CKAResult.load("r.npz").matrix, expected.matrix)
+    torch.testing.assert_close(CKAResult.load("r.npz").matrix, _on_digits(run.model, settings))
+
+
+def test_finished_trainings(factory, capsys):
+    options = "--model lenet300 --width 10 --method rst --sparsity 0.9 --epochs 1 --seeds 2"
+    assert main(["train", *options.split(), "--regularizer", "none", "--out", "run"]) == 0
+    assert main(["compare", "run", "--data", "digits"]) == 2
+    weights = "run/weights/none-0.pt", "run/weights/none-1.pt"
+    listed = ", ".join(weights)
+    assert f"run holds several networks: give one of {listed}" in capsys.readouterr().err
+    assert main(["compare", *weights, "--data", "digits", "--out", "r"]) == 0
+    found = CKAResult.load("r.npz")
+    assert found.models == weights
+    # With one network left the folder says which.
+    (factory / weights[1]).unlink()
+    assert main(["compare", "run", "--data", "digits", "--out", "r"]) == 0
+    settings = stored_settings(factory / "run")
+    run = TrainingRun(settings, "none", 0)
+    while not run.finished:
+        run.step()
+    run.close()
+    torch.testing.assert_close(CKAResult.load("r.npz").matrix, _on_digits(run.model, settings))
+    (factory / "run" / "config.json").unlink()
+    assert main(["compare", weights[0], "--data", "digits"]) == 2
+    assert "run holds no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
@@ -170,7 +197,8 @@ def test_libraries(library, factory, monkeypatch):
             ["mine:build", "--data", "digits", "--batch-size", "0"],
             "--batch-size must be at least 1",
         ),
-        ([".", "--data", "digits"], "holds no checkpoint.pt"),
+        ([".", "--data", "digits"], "holds neither weights/ nor checkpoint.pt"),
+        (["none.pt", "--data", "digits"], "none.pt does not exist"),
     ],
 )
 def test_errors_are_one_line(arguments, message, factory, capsys):
