@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..nn.wrappers import unwrap
 from .features import FeatureRule, NoFeaturesError
 from .layers import Selection
 
@@ -52,8 +54,13 @@ class Taps:
         self._calls: dict[str, int] = {}
         self._unusable: set[str] = set()
         self._keys: list[Key] | None = None
+        self._fused_layers: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def __enter__(self) -> Taps:
+        # Compiled modules are hooked from outside: what they wrap counts as well.
+        hooked = {inner for m in self._layers.modules.values() for inner in (m, unwrap(m))}
+        if _are_passed_over(self.model, hooked):
+            self._fused_layers = _no_fused_layers
         for name, module in self._layers.modules.items():
             self._handles.append(module.register_forward_hook(functools.partial(self._hear, name)))
         return self
@@ -92,7 +99,7 @@ class Taps:
         """
         self._samples, self._mask = samples, mask
         self._seen, self._calls = {}, {}
-        with torch.no_grad(), _no_fused_layers():
+        with torch.no_grad(), self._fused_layers():
             self.model(*args, **kwargs)
         seen, self._seen = self._seen, {}
         order = {name: index for index, name in enumerate(self._layers.modules)}
@@ -162,13 +169,30 @@ class Taps:
 
 @contextlib.contextmanager
 def _no_fused_layers() -> Iterator[None]:
-    """nn.TransformerEncoderLayer's inference kernel would call none of the modules inside it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _are_passed_over(model: nn.Module, layers: Collection[nn.Module]) -> bool:
+    """Whether torch's fused inference would leave any of these layers out.
+
+    The kernel of a whole encoder layer calls no module inside, and an encoder that packs padded
+    sequences hands on nested tensors, which have no rectangular shape. The attention kernel leaves
+    nothing out: attention never calls its projections as modules.
+    """
+    for outer in model.modules():
+        packs = isinstance(outer, nn.TransformerEncoder) and getattr(
+            outer, "use_nested_tensor", False
+        )
+        if packs or isinstance(outer, nn.TransformerEncoderLayer):
+            inside = (module for module in outer.modules() if module is not outer)
+            if any(module in layers for module in inside):
+                return True
+    return False
 
 
 def labels(keys: list[Key]) -> list[str]:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparsekern as sk
 from sparsekern.analysis import CKA, model_layers
+from sparsekern.analysis.layers import select_layers
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -217,14 +218,41 @@ def test_the_models_are_left_as_they_were(net, images):
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_layers_of_transformer_blocks_are_seen_in_inference():
+def _encoder(**options):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
-    result = CKA(net, layers1=["layers.*.linear1", "layers.*"]).compare(
-        [torch.randn(6, 5, 8)], progress=False
+    return nn.TransformerEncoder(layer, 2, **options).eval()
+
+
+@pytest.mark.parametrize(
+    ("layers", "fused"),
+    [
+        (["layers.*.linear1", "layers.*"], False),
+        (["layers.*.self_attn"], False),
+        (["layers.*"], True),
+    ],
+)
+def test_layers_of_transformer_blocks_are_seen_in_inference(layers, fused, monkeypatch):
+    net = _encoder(enable_nested_tensor=False)
+    kernel, calls = torch._native_multi_head_attention, []
+    monkeypatch.setattr(
+        torch, "_native_multi_head_attention", lambda *a: (calls.append(1), kernel(*a))[1]
     )
-    assert result.rows == ["layers.0", "layers.0.linear1", "layers.1", "layers.1.linear1"]
+    result = CKA(net, layers1=layers).compare([torch.randn(6, 5, 8)], progress=False)
+    chosen = select_layers(net, layers).modules
+    assert result.rows == list(chosen)
     assert torch.backends.mha.get_fastpath_enabled()
+    # torch's attention kernel calls no module inside, and is taken where none inside is asked for.
+    assert len(calls) == (2 if fused else 0)
+
+
+def test_an_encoder_that_packs_padded_sequences():
+    net = _encoder()
+    assert net.use_nested_tensor
+    batch = {"src": torch.randn(6, 5, 8), "src_key_padding_mask": torch.zeros(6, 5).bool()}
+    batch["src_key_padding_mask"][:3, 3:] = True
+    result = CKA(net, layers1="layers.*", inputs=dict).compare([batch], progress=False)
+    assert result.rows == ["layers.0", "layers.1"]
+    assert torch.isfinite(result.matrix).all()
 
 
 def test_data_parallel_and_compiled_models_keep_their_names(net, images):
