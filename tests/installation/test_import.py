@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 _LIMIT_SECONDS = 0.050
-_REPEATS = 5
+_ATTEMPTS = 20
 
 _TIMED = """
 import time
@@ -44,9 +44,11 @@ def _run(code: str, environment: dict[str, str] | None = None) -> list[str]:
 
 def test_import_costs_little_beyond_torch(tmp_path: Path) -> None:
     # With bytecode, as pip leaves it; an editable install under PYTHONDONTWRITEBYTECODE has none.
-    # The least: whatever else the machine does only ever adds to the time.
+    # The least of as many as it takes: whatever else the machine does only ever adds to the time.
     bytecode = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    times = [float(_run(_TIMED, bytecode)[0]) for _ in range(_REPEATS)]
+    times: list[float] = []
+    while len(times) < _ATTEMPTS and min(times, default=1.0) >= _LIMIT_SECONDS:
+        times.append(float(_run(_TIMED, bytecode)[0]))
     assert min(times) < _LIMIT_SECONDS, times
 
 

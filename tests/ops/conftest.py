@@ -15,6 +15,8 @@ from . import emulation
 
 BACKENDS = [name for name in ("reference", "cpu") if dispatch.missing_reason(name) == ""]
 
+# For tests of what the reference does not have, or that prove nothing on plain PyTorch.
+compiled_only = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 
 # Where tests of the CUDA kernels run them.
 CUDA_DEVICES = [

@@ -1,7 +1,8 @@
 """torch.compile without graph breaks, and autocast.
 
 Tracing costs seconds a piece: aot_eager covers tracing, fake kernels and autograd of each
-operator; inductor runs once over all of them.
+operator; inductor and dynamic shapes are tried once over all of them, not on the reference, which
+is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import sparsekern as sk
 
+from ..conftest import compiled_only
 from . import oracle
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -53,6 +55,7 @@ def test_static_shapes(call: Callable[..., Tensor]) -> None:
     check(compiled, call, oracle.layers(8, (5, 33, 4)))
 
 
+@compiled_only
 def test_dynamic_shapes() -> None:
     def together(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return torch.stack([call(x, y, z).sum() for call in OPERATORS.values()])
@@ -64,6 +67,7 @@ def test_dynamic_shapes() -> None:
     check(compiled, together, oracle.layers(40, (6, 70, 9)))  # may be another choice of algorithm
 
 
+@compiled_only
 def test_inductor() -> None:
     def together(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         loss = sk.cka_sum([[x.relu(), y], [z]]) + sk.cka(x, y) + sk.hsic_matrix([x, z]).sum()
