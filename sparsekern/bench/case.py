@@ -169,7 +169,7 @@ class Case(CaseHead):
         bounds: the largest error at which a time still counts, by dtype.
         cost: operations and bytes, or None where there is no floor to draw in.
         tiny: inputs of the same structure, so small that a call on them is host overhead alone.
-            Without it there is no overhead column, and the memory measurement has no warm-up.
+            Without it there is no overhead column.
         most_copies: of the inputs, to rotate through; 1 leaves them in cache.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--list", action="store_true", help="measure nothing: list the cases")
     parser.add_argument("--quick", action="store_true", help="small shapes, under two minutes")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="for the timing of one case, beyond the least rounds (default: 10; 2 with --quick)",
+    )
+    parser.add_argument(
+        "--memory",
+        default="with",
+        help="peak memory: with the times (not with --quick), without, or only: added to --out",
+    )
     parser.add_argument("--compare", help="baselines to keep, e.g. eager,torch_cka (default: all)")
     parser.add_argument("--threads", type=int, help="threads (default: those torch would use)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the results as JSON there")
@@ -107,12 +119,11 @@ def _report(files: list[Path], folder: Path) -> int:
 
 
 def _plot_folder(folder: Path, target: Path) -> int:
-    from . import results
+    from . import report, results
 
-    found = results.load_folder(folder)
-    if not found:
+    if not results.load_folder(folder):
         raise ValueError(f"--results: {folder} holds no results")
-    for one in found:
+    for one in report.committed(folder):
         _plot(one, target)
     return 0
 
@@ -167,8 +178,8 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     worse = sum(finding.is_worse for finding in outcome.findings)
     print(
-        f"{len(outcome.findings)} ratios compared, {worse} below {100 * arguments.bound:g}% of "
-        f"the committed ones twice; {len(outcome.wrong)} wrong results"
+        f"{len(outcome.findings)} ratios compared, {worse} worse than {100 * arguments.bound:g}% "
+        f"of the committed ones each time; {len(outcome.wrong)} wrong results"
     )
     return 0 if outcome.is_good else 1
 
@@ -232,14 +243,20 @@ def _run(
 
     out: Path | None = arguments.out
     state = {"first": True}
+    only_memory = settings.memory == "only"
+    replace = "memory" if only_memory else "cases" if settings.compare is None else "rows"
 
     def show(case: results.CaseResult, so_far: results.Results) -> None:
-        if state.pop("first", False):
+        if only_memory:
+            table.print_memory(console, case)
+        elif state.pop("first", False):
             console.print(table.heading(so_far), highlight=False)
             console.print()
-        table.print_case(console, case)
+        if not only_memory:
+            table.print_case(console, case)
         if out:
-            results.save(so_far, out, cases.case_order())
+            alone = dataclasses.replace(so_far, cases=[case])
+            results.save(alone, out, cases.case_order(), replace)
 
     measured = runner.run(chosen, settings, show)
     if out:
@@ -266,9 +283,17 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
             quick=arguments.quick,
             compare=cases.compare_names(arguments.compare),
             device=_checked_device(arguments.device),
+            budget=_checked_budget(arguments.budget),
+            memory=_one_of("--memory", arguments.memory, ("with", "without", "only")),
         )
         for dtype in dtypes
     ]
+
+
+def _checked_budget(budget: float | None) -> float | None:
+    if budget is not None and not budget > 0:
+        raise ValueError(f"--budget must be above 0 seconds, got {budget:g}")
+    return budget
 
 
 def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:

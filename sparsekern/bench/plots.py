@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from . import pictures
 from .case import OURS
 from .results import CaseResult, Results, Row
 
 _DPI = 110
+_PALETTE = 96
 _OURS_COLOUR = "#cc3311"
 # Told apart by every kind of colour vision (Paul Tol); markers tell the rest.
 _COLOURS = (
@@ -29,8 +35,10 @@ _COLOURS = (
     "#ee99aa",
     "#44bb99",
     "#aa7744",
+    "#0b775e",
+    "#bb5566",
 )
-_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 _Look: TypeAlias = dict[str, Any]
 
 
@@ -45,27 +53,36 @@ def draw(results: Results, folder: Path) -> list[Path]:
         The paths of the pictures, named after the results file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    looks = _looks(results)
     paths = []
+    about = PngInfo()
+    about.add_text("Source", pictures.digest(results))
 
-    def save(figure: Figure | None, name: str) -> None:
-        if figure is not None:
-            path = folder / f"{Path(results.file_name).stem}-{name}.png"
-            FigureCanvasAgg(figure)
-            figure.savefig(path)
-            paths.append(path)
+    def save(figure: Figure, name: str) -> None:
+        path = folder / pictures.file_name(results, name)
+        image = Image.fromarray(_pixels(FigureCanvasAgg(figure))).convert("RGB")
+        # Lines and letters need few colours: a third of the bytes.
+        image.quantize(_PALETTE).save(path, pnginfo=about, optimize=True)
+        paths.append(path)
 
     for suite in dict.fromkeys(case.suite for case in results.cases):
         cases = [case for case in results.cases if case.suite == suite]
-        save(_ratios(results, suite, cases, looks), f"{suite}-ratios")
-        save(_curves(results, suite, cases, looks), f"{suite}-curves")
-    save(_roofline(results), "roofline")
+        if shown := pictures.ratio_cases(cases):
+            save(_ratios(results, suite, shown), f"{suite}-ratios")
+        for name, families in pictures.curve_families(suite, cases).items():
+            save(_curves(results, name, families), name)
+    if results.floor and (points := pictures.roofline_cases(results)):
+        save(_roofline(results, points), "roofline")
     return paths
 
 
-def _looks(results: Results) -> dict[str, _Look]:
-    """The colour and marker of each contender, the same in all pictures."""
-    names = dict.fromkeys(row.name for case in results.cases for row in case.rows)
+def _pixels(canvas: Any) -> Any:
+    canvas.draw()  # neither this nor the buffer is annotated by matplotlib
+    return np.asarray(canvas.buffer_rgba())
+
+
+def _looks(cases: Sequence[CaseResult]) -> dict[str, _Look]:
+    """The colour and marker of each contender in one picture."""
+    names = dict.fromkeys(row.name for case in cases for row in case.rows)
     looks: dict[str, _Look] = {OURS: {"color": _OURS_COLOUR, "marker": "o"}}
     for index, name in enumerate(name for name in names if name != OURS):
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
@@ -87,13 +104,9 @@ def _figure(width: float, height: float, title: str, results: Results) -> Figure
     return figure
 
 
-def _ratios(
-    results: Results, suite: str, cases: Sequence[CaseResult], looks: dict[str, _Look]
-) -> Figure | None:
+def _ratios(results: Results, suite: str, shown: Sequence[CaseResult]) -> Figure:
     """How many times sparsekern's time each contender takes, a line per case."""
-    shown = [case for case in cases if case.series is None and any(map(case.ratio, case.rows))]
-    if not shown:
-        return None
+    looks = _looks(shown)
     figure = _figure(9, 1.6 + 0.36 * len(shown), f"{suite}: time over sparsekern's", results)
     axes = figure.add_subplot()
     seen: set[str] = set()
@@ -127,22 +140,13 @@ def _ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _curves(
-    results: Results, suite: str, cases: Sequence[CaseResult], looks: dict[str, _Look]
-) -> Figure | None:
+def _curves(results: Results, title: str, families: dict[str, list[CaseResult]]) -> Figure:
     """Time along each series: a panel per family, with the predicted order and the floor."""
-    families: dict[str, list[CaseResult]] = {}
-    for case in cases:
-        if case.series is not None:
-            families.setdefault(case.series["family"], []).append(case)
-    families = {name: points for name, points in families.items() if len(points) > 1}
-    if not families:
-        return None
-    columns = min(2, len(families))
+    looks = _looks([case for points in families.values() for case in points])
+    columns = min(2 if len(families) < 5 else 3, len(families))
     rows = -(-len(families) // columns)
-    figure = _figure(
-        8 if columns == 1 else 10.5, 1.1 + 3.4 * rows, f"{suite}: how time goes", results
-    )
+    title = title.replace("-curves", "").replace("-", ", ")
+    figure = _figure((7.5, 10, 12)[columns - 1], 1.5 + 2.9 * rows, f"{title}: time", results)
     for place, (name, points) in enumerate(families.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         _panel(axes, name, sorted(points, key=_x), looks)
@@ -236,15 +240,8 @@ def _references(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]
         )
 
 
-def _roofline(results: Results) -> Figure | None:
+def _roofline(results: Results, points: Sequence[CaseResult]) -> Figure:
     """Operations per second against operations per byte, under the two measured roofs."""
-    points = [
-        case
-        for case in results.cases
-        if case.operations and case.bytes and case.threads is None and case.rows[0].seconds
-    ]
-    if not points or not results.floor:
-        return None
     figure = _figure(9, 5.6, "roofline: what the machine allows, and what is reached", results)
     axes = figure.add_subplot()
     intensity = [case.operations / case.bytes for case in points if case.operations and case.bytes]
@@ -254,23 +251,36 @@ def _roofline(results: Results) -> Figure | None:
     corner = sorted({low, min(max(ridge, low), high), high})
     roof = [min(flops, bandwidth * x) / 1e9 for x in corner]
     axes.plot(corner, roof, color="black", linewidth=1.5, label="floor: bytes, then operations")
-    for choose, look, label in (
-        (_best_baseline, {"marker": "s", "color": "#4477aa", "fillstyle": "none"}, "best baseline"),
-        (_ours, {"marker": "o", "color": _OURS_COLOUR}, OURS),
-    ):
-        _scatter(axes, points, choose, look, label)
+    # Points of curves are many: a small mark each, and no name.
+    kinds: dict[str, list[tuple[float, float]]] = {}
     for case, x in zip(points, intensity, strict=True):
+        if case.series is not None and (ours := _ours(case)):
+            kinds.setdefault(case.id.split("-")[0], []).append((x, _rate(case, ours)))
+    for index, (kind, places) in enumerate(kinds.items()):
+        look: _Look = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index]}
+        axes.plot(
+            [x for x, _ in places],
+            [y for _, y in places],
+            linestyle="",
+            markersize=3.5,
+            label=f"{OURS}, curves of {kind}",
+            alpha=0.8,
+            **look,
+        )
+    alone = [(case, x) for case, x in zip(points, intensity, strict=True) if case.series is None]
+    for case, x in alone:
         rates = [_rate(case, row) for row in (_ours(case), _best_baseline(case)) if row]
         if len(rates) == 2:
             axes.plot([x, x], rates, color="#999999", linewidth=0.8, zorder=1)
-    labelled = sorted(
-        (x, _rate(case, case.rows[0]), case.id)
-        for case, x in zip(points, intensity, strict=True)
-        if case.series is None  # the many points of a curve would hide each other's names
-    )
-    for index, (x, y, name) in enumerate(labelled):
-        offset = (5, 5) if index % 2 == 0 else (5, -11)
-        axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=7)
+    square: _Look = {"marker": "s", "color": "#4477aa", "fillstyle": "none"}
+    dot: _Look = {"marker": "o", "color": _OURS_COLOUR}
+    for choose, look, label in (
+        (_best_baseline, square, "best baseline"),
+        (_ours, dot, OURS),
+    ):
+        pairs = [(x, _rate(case, row)) for case, x in alone if (row := choose(case)) is not None]
+        xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+        axes.plot(xs, ys, linestyle="", markersize=6, label=label, **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
@@ -281,7 +291,28 @@ def _roofline(results: Results) -> Figure | None:
     axes.set_ylabel("10⁹ operations per second, symmetric products counted half")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
+    _name(axes, [(x, _rate(case, ours), case.id) for case, x in alone if (ours := _ours(case))])
     return figure
+
+
+def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Writes names beside points: where no other name is, and none where there is no such place."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # so that places on the axes are known
+    taken: list[Bbox] = []
+    for x, y, name in points:
+        for offset in ((5, 4), (5, -10), (5, 15), (5, -21), (-5, 4), (-5, -10)):
+            side = "left" if offset[0] > 0 else "right"
+            text = axes.annotate(
+                name, (x, y), xytext=offset, textcoords="offset points", fontsize=7, ha=side
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def _rate(case: CaseResult, row: Row) -> float:
@@ -299,19 +330,3 @@ def _best_baseline(case: CaseResult) -> Row | None:
     others = [row for row in case.rows if row.group != OURS and row.name != OURS]
     others = [row for row in others if _counts(row) and row.seconds]
     return min(others, key=lambda row: row.seconds or math.inf) if others else None
-
-
-def _scatter(
-    axes: Axes,
-    points: Sequence[CaseResult],
-    choose: Callable[[CaseResult], Row | None],
-    look: _Look,
-    label: str,
-) -> None:
-    pairs = [
-        (case.operations / case.bytes, _rate(case, row))
-        for case in points
-        if (row := choose(case)) is not None and case.operations and case.bytes
-    ]
-    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
-    axes.plot(xs, ys, linestyle="", markersize=6, label=label, **look)

@@ -1,8 +1,9 @@
 """Documents from committed results: fills the marked blocks of Markdown files.
 
 A file says where generated text goes with ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``;
-everything outside such a pair is written by hand and stays. NAME is ``tables`` (every case) or
-``summary`` (one line per case, the fastest contender of each group).
+everything outside such a pair is written by hand and stays. NAME is ``tables`` (every case),
+``summary`` (one line per case, the fastest contender of each group), ``targets`` (what is wanted,
+and what was measured of it) or ``pictures`` (the plots of all suites).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import table
+from . import pictures as drawings
+from . import table, targets
 from .case import OURS
 from .results import CaseResult, Results, Row, load_folder
 
 RESULTS_FOLDER = Path("benchmarks/results")
+_PICTURES = "images"  # beside the document
 _NOTHING = "No measurements are committed yet."
 _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
@@ -70,13 +73,27 @@ def summary(all_results: list[Results]) -> str:
     return "\n\n".join(parts) or _NOTHING
 
 
+def pictures(all_results: list[Results]) -> str:
+    """Links to the pictures that :func:`sparsekern.bench.plots.draw` makes, one below the other."""
+    parts = []
+    for results in all_results:
+        for name, says in drawings.names(results).items():
+            parts.append(f"![{says}]({_PICTURES}/{drawings.file_name(results, name)})")
+    return "\n\n".join(parts) or _NOTHING
+
+
 def fill(text: str, all_results: list[Results]) -> str:
     """The text with its marked blocks made anew.
 
     Raises:
         ValueError: if there is no marked block, or one of an unknown name.
     """
-    writers: dict[str, Callable[[list[Results]], str]] = {"tables": tables, "summary": summary}
+    writers: dict[str, Callable[[list[Results]], str]] = {
+        "tables": tables,
+        "summary": summary,
+        "targets": targets.markdown,
+        "pictures": pictures,
+    }
 
     def block(match: re.Match[str]) -> str:
         name = match.group(2)

@@ -27,11 +27,14 @@ class Row:
         low: lower quartile of the samples.
         high: upper quartile.
         samples: how many times it was timed.
+        least: the shortest of the samples: what a busy machine disturbs least.
         error: against float64, as :mod:`sparsekern.bench.gate` defines it.
         extra_bytes: peak memory above inputs and results.
         step_share: of a training step's time, for a training case.
         host_seconds: time of the same call on inputs that cost nothing: the host overhead.
         group: the column of the summary that it belongs to.
+        beside: of a row that is older than the case's others: sparsekern's "seconds" in the run
+            that it is from, and the "date" and "commit" of that.
     """
 
     name: str
@@ -47,11 +50,13 @@ class Row:
     step_share: float | None = None
     host_seconds: float | None = None
     group: str = ""
+    least: float | None = None
+    beside: dict[str, Any] | None = None
 
     def set_timing(self, timing: Timing) -> None:
-        """Fills in the median, the quartiles and the number of samples."""
+        """Fills in the median, the quartiles, the least and the number of samples."""
         self.seconds, self.low, self.high = timing.median, timing.low, timing.high
-        self.samples = timing.samples
+        self.samples, self.least = timing.samples, timing.least
 
 
 @dataclass
@@ -117,11 +122,12 @@ class CaseResult:
         return next((row for row in self.rows if row.name == name), None)
 
     def ratio(self, row: Row) -> float | None:
-        """A row's time over sparsekern's; None unless both results are right."""
+        """A row's time over sparsekern's in the same run; None unless both results are right."""
         ours = self.rows[0]
         if row is ours or row.status != "ok" or ours.status != "ok":
             return None
-        return row.seconds / ours.seconds if row.seconds and ours.seconds else None
+        against = row.beside["seconds"] if row.beside else ours.seconds
+        return row.seconds / against if row.seconds and against else None
 
     def floor_share(self, row: Row) -> float | None:
         """The floor over a row's time."""
@@ -179,20 +185,27 @@ def from_json(text: str) -> Results:
     return Results(**data, cases=cases)
 
 
-def save(results: Results, folder: Path, order: list[str]) -> Path:
-    """Writes results to their file in a folder; cases that it already has are replaced.
+def save(results: Results, folder: Path, order: list[str], replace: str = "cases") -> Path:
+    """Writes results to their file in a folder, in the place of what it has of them.
 
     Args:
         results: what was measured.
         folder: made if it is not there.
         order: ids of all cases, in the order that the file keeps.
+        replace: "cases"; "rows" where only some contenders ran: the other rows of their cases
+            stay, beside the time that sparsekern took when those were measured; "memory" where
+            nothing else was measured: it goes into the rows that are there.
 
     Raises:
-        ValueError: if the file holds results of another machine or other versions.
+        ValueError: if the file holds results of another machine or other versions, or is missing
+            where only memory was measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / results.file_name
     kept: list[CaseResult] = []
+    fresh = {case.id: case for case in results.cases}
+    if replace == "memory" and not path.exists():
+        raise ValueError(f"{path} is not there: memory alone is added to times that are")
     if path.exists():
         old = from_json(path.read_text(encoding="utf-8"))
         if (old.machine, old.settings) != (results.machine, results.settings):
@@ -200,14 +213,40 @@ def save(results: Results, folder: Path, order: list[str]) -> Path:
                 f"{path} holds results of another machine, version or setting: "
                 "choose another --out or delete it"
             )
-        fresh = {case.id for case in results.cases}
+        if replace == "memory":
+            for case in old.cases:
+                _add_memory(case, fresh.get(case.id))
+            path.write_text(to_json(old), encoding="utf-8")
+            return path
         kept = [case for case in old.cases if case.id not in fresh]
+        for case in old.cases if replace == "rows" else ():
+            if case.id in fresh:
+                fresh[case.id] = _with_older_rows(fresh[case.id], case)
     merged = sorted(
-        kept + results.cases,
+        [*kept, *fresh.values()],
         key=lambda case: order.index(case.id) if case.id in order else len(order),
     )
     path.write_text(to_json(dataclasses.replace(results, cases=merged)), encoding="utf-8")
     return path
+
+
+def _add_memory(case: CaseResult, measured: CaseResult | None) -> None:
+    for row in measured.rows if measured is not None else ():
+        known = case.row(row.name)
+        if known is not None and row.extra_bytes is not None:
+            known.extra_bytes = row.extra_bytes
+
+
+def _with_older_rows(new: CaseResult, old: CaseResult) -> CaseResult:
+    """The new case, and those rows of the old one that it has not."""
+    names = {row.name for row in new.rows}
+    before = {"seconds": old.rows[0].seconds, **old.measured}
+    older = [
+        dataclasses.replace(row, beside=row.beside or before)
+        for row in old.rows
+        if row.name not in names
+    ]
+    return dataclasses.replace(new, rows=[*new.rows, *older])
 
 
 def load_folder(folder: Path) -> list[Results]:

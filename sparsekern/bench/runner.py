@@ -21,7 +21,7 @@ from .results import CaseResult, Results, Row
 from .settings import Settings
 from .timing import interleave, once, summarise
 
-_MEMORY_SECONDS = 600.0  # a memory measurement that takes longer than this is given up
+_MEMORY_SECONDS = 300.0  # a memory measurement that takes longer than this is given up
 
 
 @contextlib.contextmanager
@@ -75,15 +75,16 @@ def run(
         },
         floor={} if first is None else dataclasses.asdict(first),
     )
-    for case in chosen:
-        if settings.dtype not in case.dtypes:
-            continue
-        threads = case.threads or settings.threads
-        with pinned_threads(threads), dispatch.backend(settings.backend):
-            result = _measure(case, settings, rates(threads))
-        result.measured = machine.stamp()
-        results.cases.append(result)
-        report(result, results)
+    with memory.Server() as server:
+        for case in chosen:
+            if settings.dtype not in case.dtypes:
+                continue
+            threads = case.threads or settings.threads
+            with pinned_threads(threads), dispatch.backend(settings.backend):
+                result = _measure(case, settings, rates(threads), server)
+            result.measured = machine.stamp()
+            results.cases.append(result)
+            report(result, results)
     return results
 
 
@@ -102,19 +103,29 @@ def settle_allocator() -> None:
 
 
 def _rates(settings: Settings, threads: int) -> floor.Floor | None:
-    if not (settings.timed and settings.extras):
+    if not (settings.timed and settings.extras) or settings.memory == "only":
         return None
     with pinned_threads(threads):
         return floor.measure(settings.torch_dtype, settings.quick, settings.device)
 
 
-def _measure(case: AnyCase, settings: Settings, rates: floor.Floor | None) -> CaseResult:
+def _measure(
+    case: AnyCase, settings: Settings, rates: floor.Floor | None, server: memory.Server
+) -> CaseResult:
     chosen = contenders(case, settings)
     if isinstance(case, SpecialCase):
-        if not settings.timed:
+        if not settings.timed or settings.memory == "only":
             return CaseResult.of(case, [])
         return case.measure(case, chosen, settings)
-    return _measure_calls(case, chosen, settings, rates)
+    if settings.memory == "only":
+        result = CaseResult.of(case, [Row(c.name, c.label, group=c.group) for c in chosen])
+    else:
+        result = _measure_calls(case, chosen, settings, rates)
+    if settings.timed and settings.measures_memory:
+        for row in result.rows:
+            if row.status in ("ok", "wrong"):
+                row.extra_bytes = server.measure(case.id, row.name, settings, _MEMORY_SECONDS)
+    return result
 
 
 @dataclass
@@ -152,14 +163,8 @@ def _measure_calls(
     del copies
     for entry in entries:
         entry.calls.clear()
-    if settings.extras and not on_gpu:
-        if case.tiny is not None:
-            _time_host(entries, case.tiny(settings.torch_dtype), settings)
-        if not settings.quick:
-            for entry in entries:
-                entry.row.extra_bytes = memory.measure(
-                    case.id, entry.row.name, settings, timeout=_MEMORY_SECONDS
-                )
+    if settings.extras and not on_gpu and case.tiny is not None:
+        _time_host(entries, case.tiny(settings.torch_dtype), settings)
     result = CaseResult.of(case, rows, error_bound=bound)
     if case.cost is not None and rates is not None:
         element = settings.torch_dtype.itemsize
@@ -256,6 +261,6 @@ def _time_host(entries: list[Entry], tiny: Any, settings: Settings) -> None:
             continue
         calls.append(call)
         rows.append(entry.row)
-    effort = dataclasses.replace(settings.effort, rounds=9, least=5, seconds=0.2)
+    effort = dataclasses.replace(settings.effort, rounds=9, least=5, budget=0.5)
     for row, timing in zip(rows, interleave(calls, estimates, effort), strict=True):
         row.host_seconds = timing.median

@@ -23,6 +23,8 @@ class Settings:
         timed: False for the correctness gate alone.
         device: "cpu" or "cuda": where the inputs are, and with them the work.
         extras: whether the floor, host overhead and memory are measured too.
+        budget: seconds for the timing of one case, or None for the default.
+        memory: "with" the times (in full runs), "without", or "only".
     """
 
     backend: str = "auto"
@@ -33,6 +35,8 @@ class Settings:
     timed: bool = True
     extras: bool = True
     device: str = "cpu"
+    budget: float | None = None
+    memory: str = "with"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -43,7 +47,14 @@ class Settings:
     @property
     def effort(self) -> Effort:
         """How much time to spend on timing."""
-        return QUICK if self.quick else FULL
+        effort = QUICK if self.quick else FULL
+        return effort if self.budget is None else effort.within(self.budget)
+
+    @property
+    def measures_memory(self) -> bool:
+        """Whether peak memory is measured: quick runs leave it out unless it is all there is."""
+        with_times = self.memory == "with" and self.extras and not self.quick
+        return self.device == "cpu" and (self.memory == "only" or with_times)
 
     @property
     def resolved_backend(self) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import peers
+from .case import OURS
 from .results import CaseResult, Results, Row
 
 WIDTH = 100
@@ -85,6 +86,13 @@ def notes(case: CaseResult) -> list[str]:
     if case.floor_seconds is not None:
         lines.append(f"floor {time_text(case.floor_seconds)}, set by {case.floor_limit}")
     lines += [f"{row.label}: {row.status}, {row.note}" for row in case.rows if row.note]
+    earlier: dict[str, list[str]] = {}
+    for row in case.rows:
+        if row.beside:
+            when = f"{row.beside.get('date')}, commit {row.beside.get('commit')}"
+            text = f"beside {time_text(row.beside['seconds'])} of {OURS}, {when}"
+            earlier.setdefault(text, []).append(row.label)
+    lines += [f"{', '.join(labels)}: {text}" for text, labels in earlier.items()]
     if any(0 < row.samples < 4 for row in case.rows):
         counts = {row.label: row.samples for row in case.rows if 0 < row.samples < 4}
         lines.append("* few samples: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
@@ -211,3 +219,9 @@ def print_case(console: Console, case: CaseResult) -> None:
     """Prints a case's table."""
     console.print(terminal(case))
     console.print()
+
+
+def print_memory(console: Console, case: CaseResult) -> None:
+    """Prints the peak memory of a case's rows, where nothing else was measured."""
+    found = [f"{row.label} {bytes_text(row.extra_bytes)}" for row in case.rows]
+    console.print(f"{case.id}: {', '.join(found)}", highlight=False)

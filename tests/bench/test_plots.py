@@ -1,14 +1,20 @@
 """The pictures: what is drawn, and what is left out."""
 
 import argparse
+import itertools
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from sparsekern.bench import command, plots, results
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sparsekern.bench import command, pictures, plots, report, results
 from sparsekern.bench.results import CaseResult, Results, Row
 
+_ROOT = Path(__file__).parents[2]
 _MACHINE = {"processor": "P", "isa": "avx2"}
 _SETTINGS = {
     "backend": "cpu",
@@ -79,8 +85,8 @@ def test_all_pictures_are_drawn_and_readable_in_size(tmp_path):
 
 def test_curves_run_along_what_is_kept_with_floor_and_prediction():
     measured = _results()
-    looks = plots._looks(measured)
-    figure = plots._curves(measured, "masked", measured.cases[2:], looks)
+    ((name, families),) = pictures.curve_families("masked", measured.cases[2:]).items()
+    figure = plots._curves(measured, name, families)
     (axes,) = figure.axes
     assert axes.get_title() == "M (4, 8, 16)\npredicted order: kept entries"
     assert axes.xaxis_inverted()
@@ -92,19 +98,58 @@ def test_curves_run_along_what_is_kept_with_floor_and_prediction():
 
 def test_wrong_results_get_no_point():
     measured = _results()
-    figure = plots._ratios(measured, "similarity", measured.cases[:2], plots._looks(measured))
+    figure = plots._ratios(measured, "similarity", measured.cases[:2])
     (axes,) = figure.axes
     points = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() != "None"]
     assert points == [2.0, 4.0, 0.5]
 
 
 def test_the_roofline_has_both_roofs():
-    figure = plots._roofline(_results())
+    measured = _results()
+    figure = plots._roofline(measured, pictures.roofline_cases(measured))
     (axes,) = figure.axes
     (roof,) = _lines(axes, "floor: bytes, then operations")
     assert 10.0 in roof  # operations per byte where 1e11 per second meets 1e10 bytes per second
-    ours = next(line for line in axes.get_lines() if line.get_label() == "sparsekern")
-    assert len(ours.get_xdata()) == 4
+    assert [len(xs) for xs in _lines(axes, "sparsekern")] == [1]  # A; B has no operations
+    assert [len(xs) for xs in _lines(axes, "sparsekern, curves of M")] == [3]
+    assert [text.get_text() for text in axes.texts] == ["A"]
+
+
+def test_names_keep_clear_of_each_other():
+    axes = Figure().add_subplot()
+    axes.plot([0, 1], [0, 1])
+    plots._name(axes, [(0.5, 0.5, f"case-{index}") for index in range(20)])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 1 < len(boxes) < 20
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_suite_with_many_curves_has_a_picture_for_each_kind():
+    points = []
+    for kind, size in itertools.product(("M1", "M2"), range(4)):
+        for x in (0.5, 0.9):
+            series = {"family": f"{kind} {size}", "x_name": "sparsity", "x": x, "order": ""}
+            points.append(CaseResult(f"{kind}-{size}-{x}", "masked", "t", "r", series=series))
+    found = pictures.curve_families("masked", points)
+    assert list(found) == ["masked-curves-M1", "masked-curves-M2"]
+    assert list(found["masked-curves-M1"]) == [f"M1 {size}" for size in range(4)]
+
+
+def test_the_committed_pictures_show_the_committed_results():
+    (measured,) = report.committed(_ROOT / report.RESULTS_FOLDER)
+    folder = _ROOT / "docs" / "images"
+    page = (_ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in pictures.names(measured):
+        path = folder / pictures.file_name(measured, name)
+        with Image.open(path) as image:
+            assert image.text["Source"] == pictures.digest(measured), (
+                f"{path} is of other results: run sparsekern bench --plots docs/images "
+                "--results benchmarks/results"
+            )
+        assert path.stat().st_size < 150_000
+        assert f"(images/{path.name})" in page
+    names = {pictures.file_name(measured, name) for name in pictures.names(measured)}
+    assert {path.name for path in folder.glob("cpu-*.png")} == names  # none is left over
 
 
 def test_a_folder_of_results_is_drawn_without_measuring(tmp_path, capsys):

@@ -122,6 +122,40 @@ def test_saving_replaces_cases_and_keeps_others(tmp_path):
         results.save(other, tmp_path, order)
 
 
+def test_rows_that_were_not_measured_again_keep_what_they_were_measured_beside(tmp_path):
+    results.save(_results(), tmp_path, ["S1"])
+    new = _results()
+    (case,) = new.cases
+    ours, eager, *_ = case.rows
+    case.rows = [dataclasses.replace(ours, seconds=0.2), dataclasses.replace(eager, seconds=0.4)]
+    case.measured = {"date": "2025-01-02", "commit": "def"}
+    results.save(new, tmp_path, ["S1"], replace="rows")
+    (loaded,) = results.load_folder(tmp_path)
+    (merged,) = loaded.cases
+    assert [row.name for row in merged.rows] == [row.name for row in _results().cases[0].rows]
+    assert merged.ratio(merged.row("eager")) == pytest.approx(2)
+    assert merged.ratio(merged.row("eager_centred")) == pytest.approx(0.5)  # as in its own run
+    note = "beside 100 ms of sparsekern, 2025-01-01, commit abc"
+    assert any(note in line and "eager, column-centred" in line for line in table.notes(merged))
+    results.save(new, tmp_path, ["S1"])  # all contenders ran: nothing older stays
+    ((only,),) = (one.cases for one in results.load_folder(tmp_path))
+    assert [row.name for row in only.rows] == ["sparsekern", "eager"]
+
+
+def test_memory_alone_is_added_to_what_is_there(tmp_path):
+    measured = _results()
+    with pytest.raises(ValueError, match="memory alone is added to times that are"):
+        results.save(measured, tmp_path, ["S1"], replace="memory")
+    results.save(_results(), tmp_path, ["S1"])
+    for row in measured.cases[0].rows[:2]:
+        row.seconds, row.extra_bytes = None, 1 << 20
+    results.save(measured, tmp_path, ["S1"], replace="memory")
+    (loaded,) = results.load_folder(tmp_path)
+    ours, eager, centred, *_ = loaded.cases[0].rows
+    assert (ours.seconds, ours.extra_bytes, eager.extra_bytes) == (0.1, 1 << 20, 1 << 20)
+    assert centred.extra_bytes is None
+
+
 def test_tables_show_every_row_and_why_one_is_missing():
     text = report.tables([_results()])
     assert "| eager | 250 ms | ±20% | 2.50× | 32% | 1e-06 | 20.0 µs | – |" in text
