@@ -353,25 +353,25 @@ class BuildCore(build_ext):
 
 
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
-CUDA_BINDING = "csrc/bindings/cuda.cpp"
+CUDA_BINDINGS = sorted(glob("csrc/bindings/cuda*.cpp"))
 core = Pybind11Extension(
     f"{PACKAGE}._cpu",
     sorted(
         {*glob("csrc/cpu/*.cpp"), *glob("csrc/cpu/isa/*.cpp"), *glob("csrc/bindings/*.cpp")}
-        - {CUDA_BINDING}
+        - {*CUDA_BINDINGS}
     ),
     include_dirs=["csrc"],
-    depends=["setup.py", *(name for name in HEADERS if not name.startswith("csrc/cuda/"))],
+    depends=["setup.py", *(name for name in HEADERS if "/cuda" not in name)],
     cxx_std=17,
     extra_compile_args=FLAGS + (["-Werror"] if WERROR == "1" else []),
 )
 kernels = Pybind11Extension(
     f"{PACKAGE}._cuda",
-    [CUDA_BINDING],
+    CUDA_BINDINGS,
     include_dirs=["csrc"],
     depends=[
         "setup.py",
-        *(name for name in HEADERS if name.startswith("csrc/cuda/")),
+        *(name for name in HEADERS if "/cuda" in name),
         *sorted(glob("csrc/cuda/*.cu")),
     ],
     cxx_std=17,

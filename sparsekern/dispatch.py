@@ -132,6 +132,16 @@ def _cuda_refuses(device_type: str, index: int | None) -> str:
     return f"its kernels do not load on device {number}: {why}" if why else ""
 
 
+def runs_cuda_kernels(device: torch.device) -> bool:
+    """Whether the CUDA kernels are there and run on tensors of this device.
+
+    On CPU tensors that is asked of the emulation in tests, and only where it is asked for by name.
+    """
+    if device == _CPU and requested() != "cuda":
+        return False
+    return not missing_reason("cuda") and not _cuda_refuses(device.type, device.index)
+
+
 def select(device: torch.device, *, has_cuda: bool = False) -> str:
     """The back end that runs an operator on tensors of this device.
 

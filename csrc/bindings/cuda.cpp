@@ -1,33 +1,20 @@
 // sparsekern._cuda: addresses on the device, sizes and a raw stream in. The calls enqueue kernels
 // on the stream and return; loading the module needs neither a driver nor a GPU.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings/cuda.h"
 
-#include <tuple>
-
-#include "cuda/kernels.h"
 #if defined(SPARSEKERN_EMULATED)
 #define SPARSEKERN_MODULE _cuda_emulated
 #else
 #define SPARSEKERN_MODULE _cuda
 #endif
 
-namespace py = pybind11;
 using namespace sparsekern;
 
 namespace {
 
-using WhereTuple = std::tuple<int, uintptr_t>;  // device, stream
 using PieceTuple =
     std::tuple<uintptr_t, int64_t, uintptr_t, double>;  // address, count, out, factor
 using PieceList = std::vector<PieceTuple>;
-
-template <class T = void>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Where make_where(const WhereTuple& tuple) { return {std::get<0>(tuple), at(std::get<1>(tuple))}; }
 
 Pieces make_pieces(const PieceList& list, int dtype) {
   Pieces pieces;
@@ -105,4 +92,5 @@ PYBIND11_MODULE(SPARSEKERN_MODULE, module) {
   bind_selection(module);
   bind_penalties(module);
   bind_activity(module);
+  bind_masked(module);
 }

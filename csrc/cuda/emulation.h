@@ -92,9 +92,13 @@ T __shfl_up_sync(unsigned, T value, int delta) {
   return sparsekern::emulation::from_lane(value, int(threadIdx.x) % 32 - delta);
 }
 inline unsigned __ballot_sync(unsigned, bool predicate) {
+  namespace emulation = sparsekern::emulation;
+  *static_cast<bool*>(emulation::warp_slot(int(threadIdx.x) % 32)) = predicate;
+  emulation::warp_barrier();
   unsigned bits = 0;
   for (int lane = 0; lane < 32; ++lane)
-    bits |= unsigned(sparsekern::emulation::from_lane(predicate, lane)) << lane;
+    bits |= unsigned(*static_cast<bool*>(emulation::warp_slot(lane))) << lane;
+  emulation::warp_barrier();
   return bits;
 }
 

@@ -29,8 +29,10 @@ _FLAGS += ["-fno-strict-aliasing"]  # nvcc has none either: 16 bytes are read at
 def module() -> ModuleType:
     """The module, built if need be."""
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources += [ROOT / "csrc/cuda/emulation.cpp", ROOT / "csrc/bindings/cuda.cpp"]
-    texts = [path.read_bytes() for path in [*sources, *(ROOT / "csrc/cuda").glob("*.h")]]
+    bindings = ROOT / "csrc/bindings"
+    sources += [ROOT / "csrc/cuda/emulation.cpp", *sorted(bindings.glob("cuda*.cpp"))]
+    headers = [*sorted((ROOT / "csrc/cuda").glob("*.h")), bindings / "cuda.h"]
+    texts = [path.read_bytes() for path in [*sources, *headers]]
     mark = hashlib.sha256(b"".join([*texts, sys.version.encode()])).hexdigest()[:16]
     name = f"_cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     target = ROOT / "build/emulation" / mark / name

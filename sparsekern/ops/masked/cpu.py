@@ -52,18 +52,21 @@ def masked_conv2d(
     )[0]
 
 
-def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor) -> Tensor:
-    """See :func:`sparsekern.spmm`; arguments are checked, b is (columns, d)."""
+def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor, *, family: str = _FAMILY) -> Tensor:
+    """See :func:`sparsekern.spmm`; arguments are checked, b is (columns, d).
+
+    The operators are those of a family: ``"masked"``, or another that follows its schemas.
+    """
     if needs_grad([values, b]):
-        return _Spmm.apply(values, b, *pattern.tensors)  # type: ignore[no-any-return]
-    return run("masked_spmm", values, b, pattern.tensors)  # type: ignore[no-any-return]
+        return _Spmm.apply(family, values, b, *pattern.trimmed_tensors)  # type: ignore[no-any-return]
+    return run(f"{family}_spmm", values, b, pattern.trimmed_tensors)  # type: ignore[no-any-return]
 
 
-def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern) -> Tensor:
-    """See :func:`sparsekern.sddmm`; arguments are checked."""
+def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern, *, family: str = _FAMILY) -> Tensor:
+    """See :func:`sparsekern.sddmm`; arguments are checked. The family is as in :func:`spmm`."""
     if needs_grad([a, b]):
-        return _Sddmm.apply(a, b, *pattern.tensors)  # type: ignore[no-any-return]
-    return run("masked_sddmm", a, b, pattern.tensors)  # type: ignore[no-any-return]
+        return _Sddmm.apply(family, a, b, *pattern.trimmed_tensors)  # type: ignore[no-any-return]
+    return run(f"{family}_sddmm", a, b, pattern.trimmed_tensors)  # type: ignore[no-any-return]
 
 
 def _is_sparse(part: str, x: Tensor, weight: Tensor, nnz: int) -> bool:
@@ -160,27 +163,31 @@ class _Conv(torch.autograd.Function):
 
 class _Spmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+    def forward(ctx: Any, family: str, values: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+        ctx.family = family
         ctx.save_for_backward(values, b, *pattern)
-        return run("masked_spmm", values, b, list(pattern))  # type: ignore[no-any-return]
+        return run(f"{family}_spmm", values, b, list(pattern))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, b, *pattern = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:2])
-        gradients = run_grad(_FAMILY, "masked_spmm_grad", grads[0], values, b, pattern, needs)
-        return (*only_needed(gradients, needs), *(None for _ in pattern))
+        needs = list(ctx.needs_input_grad[1:3])
+        gradients = run_grad(
+            ctx.family, f"{ctx.family}_spmm_grad", grads[0], values, b, pattern, needs
+        )
+        return (None, *only_needed(gradients, needs), *(None for _ in pattern))
 
 
 class _Sddmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+    def forward(ctx: Any, family: str, a: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
+        ctx.family = family
         ctx.save_for_backward(a, b, *pattern)
-        return run("masked_sddmm", a, b, list(pattern))  # type: ignore[no-any-return]
+        return run(f"{family}_sddmm", a, b, list(pattern))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, b, *pattern = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:2])
-        gradients = run_grad(_FAMILY, "masked_sddmm_grad", grads[0], a, b, pattern, needs)
-        return (*only_needed(gradients, needs), *(None for _ in pattern))
+        needs = list(ctx.needs_input_grad[1:3])
+        gradients = run_grad(ctx.family, f"{ctx.family}_sddmm_grad", grads[0], a, b, pattern, needs)
+        return (None, *only_needed(gradients, needs), *(None for _ in pattern))

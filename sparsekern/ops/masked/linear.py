@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..registry import back_end
-from . import cpu, reference
+from . import cpu, cuda, reference
 from .pattern import SparsityPattern
 
 WEIGHT_GRADS = ("masked", "dense")
@@ -64,7 +65,7 @@ def masked_linear(
     check_weight(weight, mask, bias)
     x = autocast_input(x)
     check_types(x, weight, bias)
-    implementation = implementation_for(x, mask)
+    implementation = implementation_for(x, mask, cuda)
     if implementation is reference:
         return reference.masked_linear(
             x,
@@ -74,7 +75,7 @@ def masked_linear(
             weight_grad,
         )
     flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    out: Tensor = cpu.masked_linear(flat, weight, as_pattern(mask), bias, weight_grad)
+    out: Tensor = implementation.masked_linear(flat, weight, as_pattern(mask), bias, weight_grad)
     return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -110,7 +111,7 @@ def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor) -> Tensor:
             f"shape {tuple(pattern.shape)}, got {tuple(b.shape)}"
         )
     matrix = b[:, None] if b.dim() == 1 else b
-    out: Tensor = implementation_for(b, pattern).spmm(pattern, values, matrix)
+    out: Tensor = implementation_for(b, pattern, cuda).spmm(pattern, values, matrix)
     return out[:, 0] if b.dim() == 1 else out
 
 
@@ -148,7 +149,7 @@ def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern) -> Tensor:
             )
     if a.shape[1] != b.shape[0]:
         raise ValueError(f"a has {a.shape[1]} columns and b {b.shape[0]} rows: expected the same")
-    out: Tensor = implementation_for(a, pattern).sddmm(a, b, pattern)
+    out: Tensor = implementation_for(a, pattern, cuda).sddmm(a, b, pattern)
     return out
 
 
@@ -206,14 +207,23 @@ def check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     checks.same_dtype_and_device(tensors, names)
 
 
-def implementation_for(x: Tensor, mask: Tensor | SparsityPattern) -> Any:
-    """The module that computes: the compiled core, where it runs and the pattern is prepared."""
+def implementation_for(
+    x: Tensor, mask: Tensor | SparsityPattern, cuda: ModuleType | None = None
+) -> Any:
+    """The module that computes: one whose kernels run here, where the pattern is prepared for it.
+
+    Args:
+        x: whose device decides.
+        mask: as the public function has it.
+        cuda: the module for CUDA kernels, where the operator has some.
+    """
+    module = back_end(x.device, reference, cpu, cuda=cuda)
     if isinstance(mask, SparsityPattern):
-        prepared = mask.is_prepared
+        prepared = mask.prepared_for == ("cuda" if module is cuda else "cpu")
     else:
         # A mask is prepared at run time, which a traced graph cannot: its size depends on data.
         prepared = not torch.compiler.is_compiling()
-    return back_end(x.device, reference, cpu) if prepared else reference
+    return module if prepared else reference
 
 
 def mask_of(mask: Tensor | SparsityPattern) -> Tensor:

@@ -114,7 +114,7 @@ def tuned(isa: str, threads: int) -> Rates | None:
     """
     path = cache_file()
     try:
-        entry = _entries(path).get(_key(isa, threads))
+        entry = entries(path).get(_key(isa, threads))
         return None if entry is None else _from_json(entry)
     except FileNotFoundError:
         return None
@@ -139,16 +139,26 @@ def save(found: Rates, isa: str, threads: int) -> Path:
     Raises:
         OSError: if the file cannot be written.
     """
+    entry = {field.name: getattr(found, field.name)._asdict() for field in fields(Rates)}
+    path = write_entry(_key(isa, threads), entry)
+    rates.cache_clear()
+    return path
+
+
+def write_entry(key: str, entry: dict[str, Any]) -> Path:
+    """Writes one table to the cache file and leaves the others there; returns where it is.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        entries = _entries(path)
+        known = entries(path)
     except (OSError, ValueError, AttributeError):
-        entries = {}
-    entries[_key(isa, threads)] = {
-        field.name: getattr(found, field.name)._asdict() for field in fields(Rates)
-    }
-    text = json.dumps({"format": _FORMAT, "rates": entries}, indent=1) + "\n"
+        known = {}
+    known[key] = entry
+    text = json.dumps({"format": _FORMAT, "rates": known}, indent=1) + "\n"
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -158,7 +168,6 @@ def save(found: Rates, isa: str, threads: int) -> Path:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    rates.cache_clear()
     return path
 
 
@@ -171,7 +180,13 @@ def cache_file() -> Path:
     return Path(folder, "sparsekern", "rates.json")
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def entries(path: Path) -> dict[str, Any]:
+    """The tables of a cache file, by processor or GPU.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not such a file.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("format") != _FORMAT:
         raise ValueError(f"its format is {content.get('format')}, and {_FORMAT} is expected")

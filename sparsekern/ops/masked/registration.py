@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,27 +139,19 @@ register(
     conv_calls.masked_conv2d_grad,
     _conv_grad_fake,
 )
-register(
-    "masked_spmm",
-    "(Tensor values, Tensor b, Tensor[] pattern) -> Tensor",
-    calls.masked_spmm,
-    _spmm_fake,
-)
-register(
-    "masked_spmm_grad",
-    "(Tensor grad, Tensor values, Tensor b, Tensor[] pattern, bool[] needs) -> Tensor[]",
-    calls.masked_spmm_grad,
-    _spmm_grad_fake,
-)
-register(
-    "masked_sddmm",
-    "(Tensor a, Tensor b, Tensor[] pattern) -> Tensor",
-    calls.masked_sddmm,
-    _sddmm_fake,
-)
-register(
-    "masked_sddmm_grad",
-    "(Tensor grad, Tensor a, Tensor b, Tensor[] pattern, bool[] needs) -> Tensor[]",
-    calls.masked_sddmm_grad,
-    _sddmm_grad_fake,
-)
+# Schemas and fake kernels that the operators on CUDA kernels follow too, by the end of their names.
+SCHEMAS = {
+    "spmm": "(Tensor values, Tensor b, Tensor[] pattern) -> Tensor",
+    "spmm_grad": "(Tensor grad, Tensor values, Tensor b, Tensor[] pattern, bool[] needs)"
+    " -> Tensor[]",
+    "sddmm": "(Tensor a, Tensor b, Tensor[] pattern) -> Tensor",
+    "sddmm_grad": "(Tensor grad, Tensor a, Tensor b, Tensor[] pattern, bool[] needs) -> Tensor[]",
+}
+FAKES: dict[str, Callable[..., Any]] = {
+    "spmm": _spmm_fake,
+    "spmm_grad": _spmm_grad_fake,
+    "sddmm": _sddmm_fake,
+    "sddmm_grad": _sddmm_grad_fake,
+}
+for _name, _schema in SCHEMAS.items():
+    register(f"masked_{_name}", _schema, getattr(calls, f"masked_{_name}"), FAKES[_name])

@@ -1,0 +1,122 @@
+"""The rates of GPUs that the choice of algorithm is made from: shipped ones, or measured ones.
+
+**The shipped rates are not measured with these kernels.** ``memory`` and the dense rates are about
+what torch reaches on large tensors where somebody has said so (H200), and else three quarters of
+what the vendor's data sheet gives; ``cache`` and ``launch`` are guesses. ``sparsekern tune
+--device cuda`` measures all of them on the GPU at hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import rates as files
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """Of one GPU, each per nanosecond but for the last.
+
+    Attributes:
+        memory: bytes moved, read and written ones counted.
+        cache: bytes of a batch that the sparse product reads, wherever they come from: mostly the
+            second-level cache.
+        sampled: bytes of a batch that the sampled product reads, the same.
+        float32: operations of torch's product in IEEE float32.
+        tf32: the same with float32 inputs where torch may use TF32.
+        half: in bfloat16 and float16.
+        float64: in float64.
+        launch: nanoseconds that a launch costs, on the host or on the device.
+    """
+
+    memory: float
+    cache: float
+    sampled: float
+    float32: float
+    tf32: float
+    half: float
+    float64: float
+    launch: float
+
+    def dense(self, dtype: torch.dtype, tf32: bool) -> float:
+        """Of torch's product in a dtype; ``tf32`` is whether torch may use it."""
+        if dtype == torch.float32:
+            return self.tf32 if tf32 else self.float32
+        return self.float64 if dtype == torch.float64 else self.half
+
+
+# By compute capability; others take the nearest below.
+DEFAULTS = {
+    (8, 0): DeviceRates(1500, 3000, 2400, 14500, 115000, 230000, 14500, 4000),  # A100
+    (8, 6): DeviceRates(700, 1800, 1400, 25000, 50000, 100000, 450, 4000),  # A10, RTX 30
+    (8, 9): DeviceRates(750, 2500, 2000, 55000, 110000, 220000, 1000, 4000),  # L40, RTX 40
+    (9, 0): DeviceRates(4300, 5000, 4000, 50000, 390000, 790000, 50000, 4000),  # H100, H200
+    (10, 0): DeviceRates(6000, 7000, 5600, 60000, 800000, 1600000, 30000, 4000),  # B200
+    (12, 0): DeviceRates(1300, 4000, 3200, 75000, 150000, 300000, 1200, 4000),  # RTX 50
+}
+
+
+def shipped(capability: tuple[int, int]) -> DeviceRates:
+    """The rates of the nearest class of GPUs at or below a compute capability, or of the oldest."""
+    below = [known for known in DEFAULTS if known <= capability]
+    return DEFAULTS[max(below) if below else min(DEFAULTS)]
+
+
+@functools.cache
+def rates(name: str, capability: tuple[int, int]) -> DeviceRates:
+    """The rates to choose by: tuned ones where there are any, else the shipped ones."""
+    return tuned(name) or shipped(capability)
+
+
+def tuned(name: str) -> DeviceRates | None:
+    """What ``sparsekern tune`` found on a GPU of this name, if it has run.
+
+    A file that cannot be read or understood is passed over with a warning.
+    """
+    path = files.cache_file()
+    try:
+        entry = files.entries(path).get(_key(name))
+        return None if entry is None else _from_json(entry)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"{path} is passed over, and the shipped rates are used: {error}. "
+            "`sparsekern tune` writes it anew.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def save(found: DeviceRates, name: str) -> Path:
+    """Writes the rates of a GPU to the cache file, beside those of processors and other GPUs.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = files.write_entry(_key(name), asdict(found))
+    rates.cache_clear()
+    return path
+
+
+def _key(name: str) -> str:
+    return f"{name}, cuda"
+
+
+def _from_json(entry: dict[str, Any]) -> DeviceRates:
+    found = DeviceRates(**entry)
+    if not all(
+        isinstance(number, (int, float)) and number > 0 for number in asdict(found).values()
+    ):
+        raise ValueError(f"the rates of a GPU must be numbers above 0, got {found}")
+    return found
