@@ -33,7 +33,7 @@ def check_orders(pattern: sk.SparsityPattern, mask: Tensor) -> None:
     row, column = flat.nonzero().unbind(1)
     assert torch.equal(index.long(), column)
     assert torch.equal(pointer.diff().long(), flat.sum(1))
-    if not pattern.is_prepared:
+    if not pattern.prepared_for:
         return
     _, _, _, column_pointer, column_index, permutation = pattern.tensors
     order = torch.sort(column, stable=True).indices
