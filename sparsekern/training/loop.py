@@ -218,6 +218,7 @@ class TrainingRun:
             "kept": self.pruner.kept if self.pruner is not None else 0,
             "layers": {name: list(counts) for name, counts in layers.items()},
             **self._merged(),
+            **self._searched(),
             "seconds": round(self._seconds, 3),
         }
 
@@ -239,6 +240,14 @@ class TrainingRun:
                 "accuracy": accuracy,
             }
         }
+
+    def _searched(self) -> Record:
+        """With ART: accuracy on training data after pruning and before, by epoch, and the choice."""
+        base = base_of(self.pruner)
+        if not isinstance(base, ART):
+            return {}
+        history = [list(pair) for pair in base.history]
+        return {"art": {"history": history, "candidate": base.rule.candidate}}
 
     def close(self) -> None:
         """Takes the hooks off the model and the optimizer, and ends reading ahead."""

@@ -71,7 +71,7 @@ def test_options_come_before_the_recipe_and_its_other_options_stay():
     other = settings_of("art-cifar10-vgg19", method="gmp", model="resnet8")
     assert other.options == {}
     assert other.width == MODELS["resnet8"].width
-    assert settings_of("quick", method="lth").options == {"lth": {"rounds": 3}}
+    assert settings_of("quick", method="lth").options == {"lth": {"rounds": 2}}
 
 
 def test_a_recipe_of_ones_own(train, tmp_path):
