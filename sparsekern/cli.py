@@ -1,4 +1,4 @@
-"""The command line: ``sparsekern info | train | grid | report | bench | compare | tune``."""
+"""The command line: ``sparsekern info | train | grid | effects | report | bench | ...``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ._version import __version__
 _COMMANDS = {
     "train": ("training", "train sparse networks, with and without regularisers"),
     "grid": ("training.grid", "train all methods at several sparsities, and compare them"),
+    "effects": ("training.effects", "whether methods do what they promise, each against others"),
     "report": ("training.reporting", "compare the results of train and grid: tables, pictures"),
     "bench": ("bench", "measure the kernels against other implementations on this machine"),
     "compare": ("analysis", "CKA between the layers of one or two models, over a data set"),

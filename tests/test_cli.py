@@ -11,10 +11,11 @@ import pytest
 import sparsekern as sk
 from sparsekern.cli import main
 
-COMMANDS = ["train", "grid", "report", "bench", "compare"]
+COMMANDS = ["train", "grid", "effects", "report", "bench", "compare"]
 FOLDERS = {
     "train": "training",
     "grid": "training.grid",
+    "effects": "training.effects",
     "report": "training.reporting",
     "bench": "bench",
     "compare": "analysis",
@@ -31,7 +32,7 @@ def test_without_a_command_prints_info_and_a_hint(capsys: pytest.CaptureFixture[
     assert main([]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{sk.info()}\n")
-    assert "usage: sparsekern info | train | grid | report | bench | compare" in out
+    assert "usage: sparsekern info | train | grid | effects | report | bench | compare" in out
 
 
 def test_as_a_module() -> None:

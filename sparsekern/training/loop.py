@@ -242,7 +242,7 @@ class TrainingRun:
         }
 
     def _searched(self) -> Record:
-        """With ART: accuracy on training data after pruning and before, by epoch, and the choice."""
+        """With ART: by epoch the training accuracy after pruning and before, and the choice."""
         base = base_of(self.pruner)
         if not isinstance(base, ART):
             return {}

@@ -83,13 +83,12 @@ def cell_named(name: str) -> Cell:
     return Cell(method, value, variant)
 
 
-def state_of(cell: Cell, out: Path, settings: Settings) -> str:
-    """Whether its experiment is ``DONE``, ``BEGUN`` or still ``OPEN``.
+def state_of(directory: Path, settings: Settings) -> str:
+    """Whether the experiment in a folder is ``DONE``, ``BEGUN`` or still ``OPEN``.
 
     Raises:
-        ValueError: if its folder holds an experiment with other settings.
+        ValueError: if the folder holds an experiment with other settings.
     """
-    directory = out / cell.name
     if not holds_results(directory):
         return OPEN
     stored = stored_settings(directory)

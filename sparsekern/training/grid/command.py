@@ -70,17 +70,18 @@ def run(args: argparse.Namespace) -> int:
             given[name] = getattr(args, name)
     recipe = load_recipe(args.recipe).values
     work = [(cell, cell.settings(recipe, given)) for cell in cells]
-    states = [state_of(cell, args.out, settings) for cell, settings in work]
+    states = [state_of(args.out / cell.name, settings) for cell, settings in work]
     if args.list:
         for (cell, _), state in zip(work, states, strict=True):
             print(f"{state:6}{cell.name}")
         return 0
     from .running import run_cells
 
-    return run_cells(work, states, args.out, args.jobs or _cores())
+    named = [(cell.name, settings) for cell, settings in work]
+    return run_cells(named, states, args.out, args.jobs or available_cores())
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Those that this process may use, which in a container are fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

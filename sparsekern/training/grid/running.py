@@ -26,17 +26,17 @@ from rich.progress import (
 from ...interrupt import StopRequest
 from ..reporting.command import write_report
 from ..settings import Settings
-from .cells import DONE, Cell
+from .cells import DONE
 from .command import INTERRUPTED
 
-_Work = Sequence[tuple[Cell, Settings]]
+_Work = Sequence[tuple[str, Settings]]
 
 
 def run_cells(work: _Work, states: Sequence[str], out: Path, jobs: int) -> int:
     """Trains all cells that are not done, and writes the report of what there is.
 
     Args:
-        work: the cells and their settings.
+        work: the cells' names and their settings.
         states: of each, as :func:`~sparsekern.training.grid.cells.state_of` has it.
         out: where the cells' folders are.
         jobs: processes.
@@ -45,6 +45,24 @@ def run_cells(work: _Work, states: Sequence[str], out: Path, jobs: int) -> int:
         The exit status of ``sparsekern grid``.
     """
     console = Console()
+    status, trained = train_cells(work, states, out, jobs, console)
+    if trained:
+        _, paths = write_report([out], out)
+        console.print("Written:")
+        for path in paths:
+            console.print(f"  {path}", soft_wrap=True, highlight=False)
+    return status
+
+
+def train_cells(
+    work: _Work, states: Sequence[str], out: Path, jobs: int, console: Console
+) -> tuple[int, bool]:
+    """Trains all cells that are not done; see :func:`run_cells`.
+
+    Returns:
+        An exit status: 0; 1 if a cell failed, which is told; ``INTERRUPTED``, which is told too.
+        And whether it came to its end with any cell trained.
+    """
     left = [entry for entry, state in zip(work, states, strict=True) if state != DONE]
     skipped = len(work) - len(left)
     if skipped:
@@ -57,15 +75,10 @@ def run_cells(work: _Work, states: Sequence[str], out: Path, jobs: int) -> int:
             "Stopped; every cell has a checkpoint. The same command goes on with them.",
             highlight=False,
         )
-        return INTERRUPTED
+        return INTERRUPTED, False
     for name, message in team.failures:
         console.print(f"{name} failed: {message}", soft_wrap=True, highlight=False, style="red")
-    if len(team.failures) < len(work):
-        _, paths = write_report([out], out)
-        console.print("Written:")
-        for path in paths:
-            console.print(f"  {path}", soft_wrap=True, highlight=False)
-    return 1 if team.failures else 0
+    return (1 if team.failures else 0), len(team.failures) < len(work)
 
 
 class _Team:
@@ -78,7 +91,7 @@ class _Team:
     def __init__(self, out: Path, console: Console, done: int, total: int) -> None:
         self.failures: list[tuple[str, str]] = []
         self._out, self._console = out, console
-        self._cells: queue.SimpleQueue[tuple[Cell, Settings]] = queue.SimpleQueue()
+        self._cells: queue.SimpleQueue[tuple[str, Settings]] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[str]] = []
         self._lock = threading.Lock()
         self._stopped = False
@@ -120,14 +133,14 @@ class _Team:
         process: subprocess.Popen[str] | None = None
         while not self._stopped:
             try:
-                cell, settings = self._cells.get_nowait()
+                name, settings = self._cells.get_nowait()
             except queue.Empty:
                 break
             if process is None or process.poll() is not None:
                 process = self._start()
                 if process is None:
                     break
-            self._train_one(process, cell, settings)
+            self._train_one(process, name, settings)
         if process is not None and process.stdin is not None:
             process.stdin.close()
             process.wait()
@@ -147,10 +160,10 @@ class _Team:
             self._processes.append(process)
             return process
 
-    def _train_one(self, process: subprocess.Popen[str], cell: Cell, settings: Settings) -> None:
+    def _train_one(self, process: subprocess.Popen[str], name: str, settings: Settings) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        order = {"settings": settings.as_json(), "directory": str(self._out / cell.name)}
+        order = {"settings": settings.as_json(), "directory": str(self._out / name)}
         told = 0.0
         try:
             process.stdin.write(json.dumps(order) + "\n")
@@ -165,15 +178,15 @@ class _Team:
                 continue
             if answer["result"] == "done":
                 self._progress.advance(self._task, 1 - told)
-                self._announce(cell, answer["accuracies"])
+                self._announce(name, answer["accuracies"])
             elif answer["result"] == "failed":
-                self.failures.append((cell.name, answer["message"]))
+                self.failures.append((name, answer["message"]))
             return
         if not self._stopped:
-            self.failures.append((cell.name, f"its process ended with {process.wait()}"))
+            self.failures.append((name, f"its process ended with {process.wait()}"))
 
-    def _announce(self, cell: Cell, accuracies: Sequence[float]) -> None:
+    def _announce(self, name: str, accuracies: Sequence[float]) -> None:
         mean = 100 * statistics.fmean(accuracies)
         self._console.print(
-            f"{cell.name}: accuracy {mean:.2f} % over {len(accuracies)} seed(s)", highlight=False
+            f"{name}: accuracy {mean:.2f} % over {len(accuracies)} seed(s)", highlight=False
         )

@@ -1,0 +1,1 @@
+"""``sparsekern effects``: whether methods do what they promise, each against its alternatives."""
