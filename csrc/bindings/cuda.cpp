@@ -93,4 +93,5 @@ PYBIND11_MODULE(SPARSEKERN_MODULE, module) {
   bind_penalties(module);
   bind_activity(module);
   bind_masked(module);
+  bind_bitmask(module);
 }

@@ -22,3 +22,4 @@ inline sparsekern::Where make_where(const WhereTuple& tuple) {
 }
 
 void bind_masked(py::module_& module);
+void bind_bitmask(py::module_& module);

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..registry import back_end
-from . import cpu, cuda, reference
+from . import compressed, cpu, cuda, reference
 from .pattern import SparsityPattern
 
 WEIGHT_GRADS = ("masked", "dense")
@@ -65,6 +65,10 @@ def masked_linear(
     check_weight(weight, mask, bias)
     x = autocast_input(x)
     check_types(x, weight, bias)
+    if isinstance(mask, SparsityPattern) and mask.remembered is not None:
+        form = compressed.found(x, weight, mask)
+        if form is not None:
+            return form.linear(x, None if bias is None else bias.to(x.dtype))
     implementation = implementation_for(x, mask, cuda)
     if implementation is reference:
         return reference.masked_linear(
