@@ -25,7 +25,7 @@ def _pruned(ws: Any) -> list[Tensor]:
     modules = [nn.Module() for _ in ws]
     for module, w in zip(modules, ws, strict=True):
         module.weight = nn.Parameter(w)
-    removed = _rank(sum(w.numel() for w in ws))
+    removed = rank_of(sum(w.numel() for w in ws))
     targets = [(module, "weight") for module in modules]
     prune.global_unstructured(targets, pruning_method=prune.L1Unstructured, amount=removed)
     return [*(module.get_buffer("weight_mask") for module in modules), *ws]
@@ -111,23 +111,24 @@ def _magnitudes(ws: Any) -> Tensor:
     return torch.cat([w.flatten() for w in ws]).abs_()
 
 
-def _rank(count: int) -> int:
+def rank_of(count: int) -> int:
+    """The position of the threshold among so many magnitudes in ascending order."""
     return math.floor(_SPARSITY * count)
 
 
 def _kthvalue(ws: Any) -> list[Tensor]:
     flat = _magnitudes(ws)
-    return [flat.kthvalue(_rank(len(flat)) + 1).values]
+    return [flat.kthvalue(rank_of(len(flat)) + 1).values]
 
 
 def _topk(ws: Any) -> list[Tensor]:
     flat = _magnitudes(ws)
-    return [flat.topk(len(flat) - _rank(len(flat)), sorted=False).values.min()]
+    return [flat.topk(len(flat) - rank_of(len(flat)), sorted=False).values.min()]
 
 
 def _sort(ws: Any) -> list[Tensor]:
     flat = _magnitudes(ws)
-    return [flat.sort().values[_rank(len(flat))]]
+    return [flat.sort().values[rank_of(len(flat))]]
 
 
 def _above(scores: Any, threshold: Tensor) -> list[Tensor]:
@@ -137,8 +138,8 @@ def _above(scores: Any, threshold: Tensor) -> list[Tensor]:
 def _sorted_masks(scores: Any) -> list[Tensor]:
     flat = torch.cat([score.flatten() for score in scores])
     order = flat.sort(descending=True, stable=True).indices
-    keep = torch.zeros(len(flat), dtype=torch.bool)
-    keep[order[: len(flat) - _rank(len(flat))]] = True
+    keep = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    keep[order[: len(flat) - rank_of(len(flat))]] = True
     parts = keep.split([score.numel() for score in scores])
     return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
 
@@ -146,6 +147,6 @@ def _sorted_masks(scores: Any) -> list[Tensor]:
 def _numpy(ws: Any) -> Tensor:
     flat = np.concatenate([w.numpy().ravel() for w in ws])
     np.abs(flat, out=flat)
-    rank = _rank(len(flat))
+    rank = rank_of(len(flat))
     flat.partition(rank)
     return torch.tensor(flat[rank])
