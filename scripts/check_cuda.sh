@@ -29,6 +29,7 @@ if ldd "$module" | grep -E 'libcuda|libtorch'; then fail "$module needs a shared
 # In PTX, for which nvcc is enough; ptxas keeps the width of a load.
 nvcc=${CUDACXX:-${CUDA_HOME:+$CUDA_HOME/bin/}nvcc}
 for kernel in selection:collect selection:count_digit masks:write_masks penalties:sum_bent \
+    bitmask:multiply_few bitmask:multiply_panels \
     penalties:write_slopes penalties:sum_negatives penalties:scale_negatives activity:count_runs \
     'activity:count_columns.*Li[248]E'; do # not the one for tensors that are not aligned
     file=${kernel%%:*} name=${kernel#*:}
@@ -40,3 +41,7 @@ for kernel in selection:collect selection:count_digit masks:write_masks penaltie
         fail "$name does not load 16 bytes at a time"
 done
 echo "every pass over a tensor loads 16 bytes at a time"
+awk '/\.entry/ { inside = /multiply_panels/; all += inside }
+    inside && /mma\.sync\.aligned\.m16n8k16/ { ++multiplied; inside = 0 }
+    END { exit !(all && multiplied == all) }' "$scratch/bitmask.ptx" ||
+    fail "bitmask:multiply_panels does not use the tensor cores"

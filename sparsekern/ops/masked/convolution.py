@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from . import choice, conv_calls, cpu, reference
+from . import choice, conv_calls, cpu, cuda, cuda_choice, reference
 from .linear import (
     WEIGHT_GRADS,
     as_pattern,
@@ -37,7 +39,8 @@ def masked_conv2d(
     """The convolution of x with W⊙M, for a dense weight W and a mask M.
 
     By kept weights where that is faster, by torch's convolution of the masked weight elsewhere;
-    forward and each gradient are decided on their own. The result has the memory format of x.
+    forward and each gradient are decided on their own. The result has the memory format of x. On a
+    GPU kept weights are taken for 1 x 1 kernels on channels-last images.
 
     Args:
         x: ``(N, C, H, W)`` or ``(C, H, W)``; float32, float64, bfloat16 or float16.
@@ -76,17 +79,24 @@ def masked_conv2d(
     x = autocast_input(x)
     check_types(x, weight, bias)
     geometry = _geometry(x, weight, stride, padding, dilation, groups)
-    if geometry is None or implementation_for(x, mask) is reference:
+    images = x if x.dim() == 4 else x[None]
+    implementation = reference if geometry is None else implementation_for(x, mask, cuda)
+    if geometry is None or (
+        implementation is cuda and not _is_product_on_gpu(images, weight, mask, geometry)
+    ):
+        implementation = reference
+    if geometry is None or implementation is reference:
         masked = reference.masked_weight(weight, mask_of(mask), weight_grad).to(x.dtype)
         shift = None if bias is None else bias.to(x.dtype)
         return F.conv2d(x, masked, shift, stride, padding, dilation, groups)
-    images = x if x.dim() == 4 else x[None]
     if padding == "same" and any(_uneven(geometry, weight)):
         bottom, right = _uneven(geometry, weight)
         images = F.pad(images, (0, right, 0, bottom))
     pattern = as_pattern(mask)
-    if _is_product(images, weight, geometry) and _is_sparse_product(images, pattern):
-        out = _pointwise(images, weight, pattern, bias, weight_grad)
+    if implementation is cuda or (
+        _is_product(images, weight, geometry) and _is_sparse_product(images, pattern)
+    ):
+        out = _pointwise(images, weight, pattern, bias, weight_grad, implementation)
     else:
         out = cpu.masked_conv2d(images, weight, pattern, bias, geometry, weight_grad)
     return out if x.dim() == 4 else out[0]
@@ -104,12 +114,22 @@ def algorithms(
     """What :func:`masked_conv2d` takes: forward, for the gradient of x and that of the weight.
 
     Returns:
-        ``"dense"`` or ``"sparse"`` for each, on the compiled core; ``"reference"`` elsewhere.
+        ``"dense"`` or ``"sparse"`` for each, on the compiled core; ``"dense"`` or
+        ``"unstructured"`` where CUDA kernels take the forward pass; ``"reference"`` elsewhere.
     """
     geometry = _geometry(x, weight, stride, padding, dilation, groups)
-    if geometry is None or implementation_for(x, pattern) is reference:
+    implementation = reference if geometry is None else implementation_for(x, pattern, cuda)
+    if geometry is None or implementation is reference:
         return ("reference",) * 3
     images = x if x.dim() == 4 else x[None]
+    if implementation is cuda:
+        if not _is_product_on_gpu(images, weight, pattern, geometry):
+            return ("reference",) * 3
+        pixels, nnz = _pixels(images), pattern.expected_nnz
+        forward, of_input, of_weight = (
+            cuda_choice.here(part, pixels, weight, nnz) for part in choice.PARTS
+        )
+        return forward, of_input, of_weight
     if _is_product(images, weight, geometry) and _is_sparse_product(images, pattern):
         batch = images.shape[0] * images.shape[2] * images.shape[3]
         sizes = (batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
@@ -179,10 +199,31 @@ def _is_sparse_product(x: Tensor, pattern: SparsityPattern) -> bool:
     return choice.here("forward", pixels, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
 
 
+def _is_product_on_gpu(
+    x: Tensor, weight: Tensor, mask: Tensor | SparsityPattern, geometry: cpu.Geometry
+) -> bool:
+    """Whether a GPU is to take kept weights: what they do not win is cuDNN's."""
+    if not _is_product(x, weight, geometry):
+        return False
+    nnz = as_pattern(mask).expected_nnz
+    return cuda_choice.here("forward", _pixels(x), weight, nnz) != "dense"
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """The pixels of channels-last images, a row of channels each: no copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 def _pointwise(
-    x: Tensor, weight: Tensor, pattern: SparsityPattern, bias: Tensor | None, weight_grad: str
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    bias: Tensor | None,
+    weight_grad: str,
+    implementation: Any,
 ) -> Tensor:
-    images, channels, height, width = x.shape
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    out = cpu.masked_linear(pixels, weight.flatten(1), pattern, bias, weight_grad)
+    images, _, height, width = x.shape
+    out: Tensor = implementation.masked_linear(
+        _pixels(x), weight.flatten(1), pattern, bias, weight_grad
+    )
     return out.view(images, height, width, -1).permute(0, 3, 1, 2)

@@ -46,7 +46,6 @@ def straight_through_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def masked_copy(weight: Tensor, pattern: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The weight as (rows, columns), zeros where the mask is False, whatever lies there."""
-    masked = torch.where(
-        pattern[0], weight, torch.zeros((), dtype=weight.dtype, device=weight.device)
-    )
+    mask = pattern[0].view(weight.shape)  # a pointwise convolution's has two dimensions more
+    masked = torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
     return masked.to(dtype).flatten(1)
