@@ -162,6 +162,8 @@ def _extra_bytes(
 
 
 def _main() -> None:
+    if sys.argv[1:]:
+        raise SystemExit("sparsekern.bench.memory takes no arguments: requests come as JSON lines")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, answers)

@@ -20,6 +20,10 @@ from .results import CaseResult, Results, Row, load_folder
 RESULTS_FOLDER = Path("benchmarks/results")
 _PICTURES = "images"  # beside the document
 _NOTHING = "No measurements are committed yet."
+_NO_GPU = (
+    "## GPU\n\nNothing has been measured on a GPU yet. Where there is one, `sparsekern bench "
+    f"--suite gpu --device cuda --out {RESULTS_FOLDER}` measures what belongs here."
+)
 _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
 
@@ -37,6 +41,8 @@ def tables(all_results: list[Results]) -> str:
             cases = [case for case in results.cases if case.suite == suite]
             parts += [f"### {suite}", f"`{_command(results, suite)}`"]
             parts += [_section(group) for group in _grouped(cases)]
+    if parts and not any(results.settings.get("device") == "cuda" for results in all_results):
+        parts.append(_NO_GPU)
     return "\n\n".join(parts) or _NOTHING
 
 

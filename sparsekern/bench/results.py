@@ -193,8 +193,8 @@ def save(results: Results, folder: Path, order: list[str], replace: str = "cases
         folder: made if it is not there.
         order: ids of all cases, in the order that the file keeps.
         replace: "cases"; "rows" where only some contenders ran: the other rows of their cases
-            stay, beside the time that sparsekern took when those were measured; "memory" where
-            nothing else was measured: it goes into the rows that are there.
+            stay, and rows of two runs say beside what time of sparsekern they were measured;
+            "memory" where nothing else was measured: it goes into the rows that are there.
 
     Raises:
         ValueError: if the file holds results of another machine or other versions, or is missing
@@ -238,15 +238,21 @@ def _add_memory(case: CaseResult, measured: CaseResult | None) -> None:
 
 
 def _with_older_rows(new: CaseResult, old: CaseResult) -> CaseResult:
-    """The new case, and those rows of the old one that it has not."""
-    names = {row.name for row in new.rows}
-    before = {"seconds": old.rows[0].seconds, **old.measured}
-    older = [
-        dataclasses.replace(row, beside=row.beside or before)
-        for row in old.rows
-        if row.name not in names
-    ]
-    return dataclasses.replace(new, rows=[*new.rows, *older])
+    """Both in one: sparsekern's row from the run that timed it more often, else the newest ones.
+
+    Rows of the other run say beside what time of sparsekern they were measured.
+    """
+    is_new_first = new.rows[0].samples >= old.rows[0].samples
+    first, second = (new, old) if is_new_first else (old, new)
+    beside = {"seconds": second.rows[0].seconds, **second.measured}
+    replaced = {row.name for row in new.rows[1:]}
+    rows = []
+    for case in (first, second):
+        kept = [row for row in case.rows[1:] if case is new or row.name not in replaced]
+        if case is second:
+            kept = [dataclasses.replace(row, beside=row.beside or beside) for row in kept]
+        rows += kept
+    return dataclasses.replace(first, rows=[first.rows[0], *rows])
 
 
 def load_folder(folder: Path) -> list[Results]:

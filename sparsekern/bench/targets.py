@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from . import table
+from . import cases, table
 from .case import OURS
 from .results import CaseResult, Results, Row
 
@@ -41,27 +41,33 @@ class Target:
     is_least: bool
     text: Callable[[float], str]
 
-    def concerns(self, case: CaseResult) -> bool:
+    def concerns(self, case_id: str) -> bool:
         """Whether a case is one of these."""
         return any(
-            case.id == name[:-1]
+            case_id == name[:-1]
             if name.endswith("$")
-            else case.id == name or case.id.startswith(name + "-")
+            else case_id == name or case_id.startswith(name + "-")
             for name in self.case.split()
         )
 
-    def line(self, cases: Sequence[CaseResult]) -> tuple[str, str, str, str]:
+    def line(self, results: Sequence[CaseResult]) -> tuple[str, str, str, str]:
         """Cases, wanted, measured, verdict."""
-        chosen = [case for case in cases if self.concerns(case)]
         found = [
-            (value, about or case.id) for case in chosen for value, about in self.measure(case)
+            (value, about or case.id)
+            for case in results
+            if self.concerns(case.id)
+            for value, about in self.measure(case)
         ]
         names = self.case.replace("$", "").replace(" ", ", ")
         if not found:
             return names, self.wanted, "", "not measured"
         value, about = (min if self.is_least else max)(found)
         met = value >= self.bound if self.is_least else value <= self.bound
-        where = f" ({about})" if len(found) > 1 else ""
+        remarks = [about] if len(found) > 1 else []
+        measured = sum(self.concerns(case.id) for case in results)
+        known = sum(self.concerns(case_id) for case_id in cases.case_order())
+        remarks += [f"{measured} of {known} cases measured"] if measured < known else []
+        where = f" ({'; '.join(remarks)})" if remarks else ""
         return names, self.wanted, self.text(value) + where, "met" if met else "**missed**"
 
 

@@ -8,6 +8,7 @@ run its hooks, which a third model with the defaults is there to show in the cap
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from .settings import Settings
 from .timing import once, summarise
 
 _ROUNDS = {False: 60, True: 4}
+_LEAST = 10  # rounds, where --budget is spent
 _WARM_UP = {False: 5, True: 2}
 _BETA = 1e-4
 _SAMPLES, _EVERY, _IMAGE = 8, 5, 32
@@ -116,7 +118,11 @@ def _measure(
         for _ in range(_WARM_UP[quick]):
             step()
     samples: list[list[float]] = [[] for _ in steps]
+    start = time.perf_counter()
     for turn in range(_ROUNDS[quick]):
+        is_over = settings.budget is not None and time.perf_counter() - start > settings.budget
+        if is_over and turn >= _LEAST and turn % 2 == 0:
+            break
         order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
         for index in order:
             samples[index].append(once(steps[index]))

@@ -137,6 +137,12 @@ def test_rows_that_were_not_measured_again_keep_what_they_were_measured_beside(t
     assert merged.ratio(merged.row("eager_centred")) == pytest.approx(0.5)  # as in its own run
     note = "beside 100 ms of sparsekern, 2025-01-01, commit abc"
     assert any(note in line and "eager, column-centred" in line for line in table.notes(merged))
+    case.rows = [dataclasses.replace(ours, seconds=0.3, samples=1), eager]
+    results.save(new, tmp_path, ["S1"], replace="rows")
+    ((again,),) = (one.cases for one in results.load_folder(tmp_path))
+    assert again.rows[0].seconds == 0.2  # timed more often
+    assert again.ratio(again.row("eager")) == pytest.approx(0.25 / 0.3)
+    case.rows = [ours, eager]
     results.save(new, tmp_path, ["S1"])  # all contenders ran: nothing older stays
     ((only,),) = (one.cases for one in results.load_folder(tmp_path))
     assert [row.name for row in only.rows] == ["sparsekern", "eager"]
@@ -164,6 +170,10 @@ def test_tables_show_every_row_and_why_one_is_missing():
     assert "| ckatorch | absent |" in text
     assert "ckatorch: absent, ckatorch is not installed" in text
     assert "floor 80.0 ms, set by operations" in text
+    assert "Nothing has been measured on a GPU yet" in text
+    measured = _results(device="cuda")
+    measured.machine["gpu"] = "G"
+    assert "Nothing has been measured" not in report.tables([_results(), measured])
 
 
 def test_cases_of_a_series_share_a_table():

@@ -41,12 +41,12 @@ def test_wrong_results_meet_nothing():
 
 
 def test_peers_are_those_of_the_same_work():
-    target = targets._never_slower("M1", 0.95, "nobody is faster")
-    case = _case("M1-64", 1.0, csr=1.2, dense=0.1, spmm=0.2, slow=9.0)
+    target = targets._never_slower("M0", 0.95, "nobody is faster")
+    case = _case("M0-64", 1.0, csr=1.2, dense=0.1, spmm=0.2, slow=9.0)
     csr, dense, spmm, _ = case.rows[1:]
     dense.error = None  # the unmasked product: another result
     spmm.group = "sparsekern"
-    assert target.line([case])[2:] == ("1.2× (M1-64, csr)", "met")
+    assert target.line([case])[2:] == ("1.2× (M0-64, csr)", "met")
     csr.seconds = 0.9
     assert target.line([case])[3] == "**missed**"
 
@@ -67,21 +67,22 @@ def test_numbers_of_ours(target, measured, verdict):
 
 
 def test_every_target_is_about_a_case_and_a_contender_that_exist():
-    registry = {case.id: case for case in cases.registry()}
     for target in TARGETS:
-        found = [
-            case for case in registry.values() if target.concerns(CaseResult(case.id, "", "", ""))
-        ]
         for name in target.case.split():
             alone = dataclasses.replace(target, case=name)
-            assert any(alone.concerns(CaseResult(case.id, "", "", "")) for case in found), name
-        # A result in which everyone is there answers it.
-        results = []
-        for case in found:
-            result = _case(case.id, 1.0, **{c.name: 2.0 for c in case.contenders[1:]})
-            result.rows[0].step_share = 0.5
-            results.append(result)
+            assert any(map(alone.concerns, cases.case_order())), name
+        results = []  # in which everyone is there
+        for case in cases.registry():
+            if target.concerns(case.id):
+                result = _case(case.id, 1.0, **{c.name: 2.0 for c in case.contenders[1:]})
+                result.rows[0].step_share = 0.5
+                results.append(result)
         assert target.line(results)[3] != "not measured", target.wanted
+
+
+def test_cases_that_were_not_measured_are_counted():
+    target = targets._floor("S3", 0.1)
+    assert target.line([_case("S3", 1.0)])[2:] == ("50% (1 of 2 cases measured)", "met")
 
 
 def test_the_table_counts_and_names_what_is_missing(monkeypatch):
