@@ -48,7 +48,7 @@ class CKA:
         layers1: which layers, see :func:`~sparsekern.analysis.layers.select_layers`; None for all
             modules without children.
         layers2: the same for the columns; None for ``layers1``.
-        kernel: as in :func:`sparsekern.gram`; in the exact mode linear or cosine.
+        kernel: as in :func:`sparsekern.gram`.
         estimator: ``"unbiased"``, which does not depend on the batch size, or ``"biased"``, which
             tends to 1 for features wider than the batch.
         mode: ``"minibatch"`` or ``"exact"``.
@@ -128,8 +128,6 @@ class CKA:
         hint = "layers2" if layers2 is not None else "layers1 (taken for model2 too; give layers2)"
         self._selection2 = select_layers(self.model2, second, hint)
         self.names = names or self._names_of_classes()
-        if mode == "exact":
-            ExactEngine.check(self.kernel)
 
     def compare(
         self,
@@ -185,6 +183,37 @@ class CKA:
             rows, columns = self._labels(taps)
             rows, columns = self._team.same_labels(rows, columns)
             return self._result(engine, rows, columns, partial)
+
+    def plan(
+        self,
+        loader1: Iterable[Any],
+        loader2: Iterable[Any] | None = None,
+        max_samples: int | None = None,
+    ) -> str:
+        """What :meth:`compare` would take of memory, files and operations, in a line.
+
+        One forward of the first batch tells the layers and their widths; nothing is compared.
+        ``compare`` shows the same line before it starts, where the output is a terminal.
+
+        Args:
+            loader1: as for ``compare``; its first batches are read.
+            loader2: as for ``compare``.
+            max_samples: as for ``compare``.
+
+        Raises:
+            ValueError: as ``compare``; and for the exact mode where no way fits into the budgets.
+        """
+        engine = self._engine()
+        batches = paired(loader1, loader2, least=engine.least, max_samples=max_samples)
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError("the loader gave no batches")
+        with ExitStack() as stack:
+            taps = [stack.enter_context(tap) for tap in self._taps(engine)]
+            stack.callback(engine.close)
+            items, samples = self._forward(taps, batch)
+            select = self._select(taps[0].keys) if self.same_model else None
+            return engine.start(items, samples, _samples_ahead(loader1, max_samples), select)
 
     def _names_of_classes(self) -> tuple[str, str]:
         first, second = _class_name(self.model1), _class_name(self.model2)

@@ -13,6 +13,7 @@ from ..ops.similarity.kernels import Kernel
 from ..ops.similarity.reference import NOISE_UNITS, column_means, hsic_scale, unit_rows
 from .collective import Team
 from .engine import Outcome
+from .kernel_tiles import KernelTiles, passes
 from .moments import Moments
 from .plan import Budget, Plan, make_plan
 from .spill import Spill
@@ -36,7 +37,8 @@ class ExactEngine:
     """Sums of products for narrow layers, stored features and tiles for wide ones.
 
     Args:
-        kernel: linear or cosine (linear on samples of unit length).
+        kernel: of all layers. Linear and cosine ones (linear on samples of unit length) have
+            moments; of the others all layers are stored.
         estimator: ``"unbiased"`` or ``"biased"``.
         one_model: whether a model is compared with itself.
         budget: of memory and disk.
@@ -61,19 +63,6 @@ class ExactEngine:
         self._plan: Plan | None = None
         self._moments: Moments | None = None
         self._store: Spill | None = None
-
-    @staticmethod
-    def check(kernel: Kernel) -> None:
-        """Refuses kernels that have no exact streaming form here.
-
-        Raises:
-            ValueError: for any but the linear and the cosine kernel.
-        """
-        if not isinstance(kernel, Linear | Cosine):
-            raise ValueError(
-                f'mode="exact" takes the linear or the cosine kernel, got {kernel!r}: use '
-                'mode="minibatch"'
-            )
 
     def reduce(self, key: Key, x: Tensor) -> Features:
         """A copy of the features in the dtype that they are summed in."""
@@ -105,7 +94,16 @@ class ExactEngine:
         device = layers[0].values.device
         dtypes = {item.values.dtype for item in layers}
         stored = self._budget.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
-        plan = make_plan(self._dims, n, self._budget, element=stored.itemsize, ranks=len(states))
+        tiles = 1 if self._is_linear else passes(self._kernel, _computed_in(stored))
+        plan = make_plan(
+            self._dims,
+            n,
+            self._budget,
+            element=stored.itemsize,
+            ranks=len(states),
+            has_moments=self._is_linear,
+            passes=tiles,
+        )
         kept = set(plan.moments)
         self._order = [*plan.moments, *(i for i in range(len(layers)) if i not in kept)]
         self._pivots = [
@@ -120,6 +118,10 @@ class ExactEngine:
             )
         self._plan = plan
         return plan.describe(n, self._dims)
+
+    @property
+    def _is_linear(self) -> bool:
+        return isinstance(self._kernel, Linear | Cosine)
 
     def _is_needed(self, position: int, other: int) -> bool:
         if self._one_model or position == other:
@@ -176,8 +178,7 @@ class ExactEngine:
     def finish(self, rows: int, columns: int) -> Outcome:
         """Adds up over ranks, computes the tiles, and divides."""
         assert self._moments is not None
-        assert self._plan is not None
-        moments, count = self._moments, len(self._dims)
+        moments = self._moments
         counts = torch.tensor([self._rows, self.samples, self._batches], dtype=torch.float64)
         n, samples, batches = (int(value) for value in self._team.sum(counts).tolist())
         least = _LEAST_SAMPLES[self._estimator]
@@ -187,23 +188,17 @@ class ExactEngine:
                 f"at least {least}"
             )
         moments.reduce(self._team.sum)
-        placed, squares = moments.products(n, self._estimator)
-        if self._store is not None:
-            kept = moments.kept
-            means = [moments.mean(at, n) for at in range(kept, count)]
-            placed[kept:, kept:] = tiled_products(
-                self._store, means, n, self._estimator, self._plan.tile, placed.device, self._team
-            )
+        placed, noise_at = self._linear_products(n) if self._is_linear else self._kernel_products(n)
         products = torch.empty_like(placed)
         order = torch.tensor(self._order, device=placed.device)
         products[order[:, None], order[None, :]] = placed
         own = products.diagonal().clone()
         noise = torch.empty_like(own)
-        noise[order] = self._noise(moments.energy(n), squares, n)
+        noise[order] = noise_at
         own = torch.where(own <= noise, 0, own)
         first, second = self._select or (
             list(range(self._first)),
-            list(range(self._first, count)),
+            list(range(self._first, len(self._dims))),
         )
         cross = products[first][:, second]
         scale = hsic_scale(n, self._estimator)
@@ -214,6 +209,41 @@ class ExactEngine:
             batches,
             n * (n - 3) / 2,
         )
+
+    def _linear_products(self, n: int) -> tuple[Tensor, Tensor]:
+        """Of all pairs of positions, and what rounding alone could give each."""
+        moments, count = self._moments, len(self._dims)
+        assert moments is not None
+        assert self._plan is not None
+        placed, squares = moments.products(n, self._estimator)
+        if self._store is not None:
+            kept = moments.kept
+            means = [moments.mean(at, n) for at in range(kept, count)]
+            placed[kept:, kept:] = tiled_products(
+                self._store, means, n, self._estimator, self._plan.tile, placed.device, self._team
+            )
+        return placed, self._noise(moments.energy(n), squares, n)
+
+    def _kernel_products(self, n: int) -> tuple[Tensor, Tensor]:
+        """The same for kernels that are not linear in the features: all layers are stored."""
+        assert self._moments is not None
+        assert self._plan is not None
+        means = [self._moments.mean(at, n) for at in range(len(self._dims))]
+        device = self._moments.sum_z.device
+        return KernelTiles(
+            self._kernel,
+            [
+                pivot.to(device) + mean.to(device)
+                for pivot, mean in zip(self._pivots, means, strict=True)
+            ],
+            self._store,
+            means,
+            n,
+            self._estimator,
+            self._plan.tile,
+            device,
+            self._team,
+        ).products_and_noise()
 
     def _noise(self, energy: Tensor, squares: Tensor, n: int) -> Tensor:
         """The squared norm that rounding alone could give each position's centred Gram matrix."""
@@ -235,3 +265,7 @@ class ExactEngine:
         """Removes the files of features."""
         if self._store is not None:
             self._store.close()
+
+
+def _computed_in(stored: torch.dtype) -> torch.dtype:
+    return torch.promote_types(stored, torch.float32)

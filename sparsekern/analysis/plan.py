@@ -84,12 +84,14 @@ def make_plan(
     *,
     element: int = 4,
     ranks: int = 1,
+    has_moments: bool = True,
+    passes: int = 1,
 ) -> Plan:
     """Chooses the layers that are kept as moments, so that operations are fewest in the memory.
 
     With the layers sorted by width, moments of the k narrowest cost
     ``N (S_k²/2 + S_k (S - S_k))`` products of their features and the tiles of the others
-    ``N² (S - S_k) / 2``, where ``S_k`` is the sum of their widths. All k are tried.
+    ``N² (S - S_k) / 2`` for each pass, where ``S_k`` is the sum of their widths. All k are tried.
 
     Args:
         dims: features of each layer.
@@ -97,6 +99,8 @@ def make_plan(
         budget: what may be used.
         element: bytes of a stored value.
         ranks: that share the samples.
+        has_moments: whether the kernel has any; else all layers are stored.
+        passes: how often every tile is made.
 
     Raises:
         ValueError: if no choice fits into the budget; the message says what would.
@@ -107,7 +111,7 @@ def make_plan(
     best: Plan | None = None
     nearest: tuple[int, int] | None = None
     kept = 0  # S_k
-    for k in range(len(order) + 1):
+    for k in range(len(order) + 1 if has_moments else 1):
         if k > 0:
             kept += dims[order[k - 1]]
         rest = total - kept
@@ -115,7 +119,8 @@ def make_plan(
         moment_bytes = _FLOAT64 * (kept * (kept + dims[order[k - 1]] if k else 0) // 2)
         moment_bytes += _FLOAT64 * (kept * rest + (k * total + len(dims) * kept if k else 0))
         stored = element * share * rest
-        operations = 2.0 * samples * (kept * kept / 2 + kept * rest) + samples**2 * float(rest)
+        operations = 2.0 * samples * (kept * kept / 2 + kept * rest)
+        operations += passes * samples**2 * float(rest)
         fits_memory = moment_bytes <= budget.memory
         on_disk = stored + moment_bytes > budget.memory
         if not fits_memory or (on_disk and stored > budget.disk):

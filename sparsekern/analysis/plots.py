@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 _MOST_LABELS = 45  # along an axis; with more, every second, third, ... is written
 _MOST_VALUES = 14  # layers up to which values are written into the cells
 _LONGEST = 28  # characters of a label
+_DEEPEST = 4  # parts of a name by which layers are put into blocks
+_TITLE = 11  # points
 _PERCEPTUAL, _DIVERGING = "viridis", "RdBu_r"
 
 
@@ -145,7 +149,7 @@ def _draw(
             axes.axvline(start - 0.5, color=line, linewidth=0.8)
     if values or (values is None and max(rows, columns) <= _MOST_VALUES):
         _write_values(axes, image, matrix, size)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_wrapped(title, axes), fontsize=_TITLE)
     axes.figure.colorbar(image, ax=axes, label=scale, fraction=0.046, pad=0.03)
     return axes
 
@@ -153,11 +157,14 @@ def _draw(
 def _new_axes(rows: int, columns: int) -> Axes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # No global state: a figure of its own, that a notebook shows and nobody has to close.
     width = min(16.0, max(5.5, 2.6 + 0.3 * min(columns, _MOST_LABELS)))
     height = min(14.0, max(4.8, 2.2 + 0.28 * min(rows, _MOST_LABELS)))
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    # The layout is made before the colour bar has its ticks: room for what they take.
+    layout = ConstrainedLayoutEngine(w_pad=0.2)
+    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
     FigureCanvasAgg(figure)
     return figure.add_subplot()
 
@@ -178,6 +185,15 @@ def _label(axes: Axes, result: CKAResult) -> None:
     axes.tick_params(axis="y", labelsize=size)
 
 
+def _wrapped(title: str, axes: Axes) -> str:
+    """The title in lines that fit over the axes: a letter is about 0.55 of its size wide."""
+    width = axes.bbox.width * 72 / axes.figure.dpi  # points
+    letters = max(20, int(1.15 * width / (0.55 * _TITLE)))  # labels beside the axes leave room
+    return "\n".join(
+        part for line in title.split("\n") for part in textwrap.wrap(line, letters) or [""]
+    )
+
+
 def _ordinal(step: int) -> str:
     return {2: "second", 3: "third"}.get(step, f"{step}th")
 
@@ -195,20 +211,21 @@ def _shortened(name: str) -> str:
 
 
 def _boundaries(names: Sequence[str]) -> list[int]:
-    """Where blocks begin: the first part of the names changes, or else the first two.
+    """Where blocks begin: where the first parts of the names change, as few as tell blocks apart.
 
-    Layers that share no first part with another one are not parted from each other.
+    Layers that share their first parts with no other one are not parted from each other.
     """
-    for depth in (1, 2):
+    for depth in range(1, _DEEPEST + 1):
         heads = [".".join(name.split(".")[:depth]) for name in names]
-        alone = [heads.count(head) == 1 for head in heads]
+        counts = Counter(heads)
+        if sum(count > 1 for count in counts.values()) < 2:
+            continue  # all in one block, or no blocks, at this depth
         starts = [
             i
             for i in range(1, len(names))
-            if heads[i] != heads[i - 1] and not (alone[i] and alone[i - 1])
+            if heads[i] != heads[i - 1] and counts[heads[i]] + counts[heads[i - 1]] > 2
         ]
-        if starts:
-            return starts if len(starts) <= max(2, len(names) // 2) else []
+        return starts if len(starts) <= max(2, len(names) // 2) else []
     return []
 
 
@@ -221,7 +238,7 @@ def _write_values(
         axes.text(
             column,
             row,
-            f"{matrix[row, column]:.2f}",
+            f"{round(matrix[row, column], 2) + 0.0:.2f}",  # no "-0.00"
             ha="center",
             va="center",
             color="white" if dark else "black",

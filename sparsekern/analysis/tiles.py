@@ -11,7 +11,7 @@ from .collective import Team
 from .grams import products
 from .spill import Spill
 
-_Block = tuple[int, int, int]  # number over all ranks, first row and end on its rank
+Block = tuple[int, int, int]  # number over all ranks, first row and end on its rank
 
 
 def tiled_products(
@@ -42,10 +42,15 @@ def tiled_products(
     Returns:
         ``(layers, layers)`` float64, on every rank.
     """
-    return _Tiles(store, means, samples, estimator, tile, device, team).products()
+    return Tiles(store, means, samples, estimator, tile, device, team).products()
 
 
-class _Tiles:
+class Tiles:
+    """Goes through all pairs of blocks of samples, each pair once over all ranks.
+
+    Arguments are those of :func:`tiled_products`.
+    """
+
     def __init__(
         self,
         store: Spill,
@@ -61,36 +66,45 @@ class _Tiles:
         self._layers = len(means)
 
     def products(self) -> Tensor:
-        counts = self._team.gather(self._store.rows)
-        blocks = self._blocks(counts)
-        own = blocks[self._team.rank]
-        norms = {block[0]: self._norms(self._rows(block)) for block in own}
+        """See :func:`tiled_products`."""
+        blocks = self.blocks()
+        norms = {block[0]: self.norms(self._rows(block)) for block in blocks[self._team.rank]}
         none = torch.zeros(self._layers, dtype=torch.float64, device=self._device)
         energy = self._team.sum(sum((a.sum(dim=0) for a in norms.values()), none))
         # Tiles are divided by the layer's mean energy, so that no product leaves the range.
         scale = torch.where(energy == 0, 1, energy / self._samples)
         total = torch.zeros(self._layers, self._layers, dtype=torch.float64, device=self._device)
-        for owner, theirs in enumerate(blocks):
-            for column in theirs:
-                right = self._shared(column, owner)
-                right_norms = self._norms(right)
-                for row in own:
-                    if not _is_computed(row[0], column[0]):
-                        continue
-                    same = row[0] == column[0]
-                    left = right if same else self._rows(row)
-                    v = self._tile_rows(
-                        left, right, norms[row[0]], right_norms, energy, scale, same
-                    )
-                    total += (1 if same else 2) * products(v, v)
+        at: Block | None = None
+        for row, column, left, right in self.pairs(blocks):
+            if column != at:
+                at, right_norms = column, self.norms(right)
+            same = row == column
+            v = self._tile_rows(left, right, norms[row[0]], right_norms, energy, scale, same)
+            total += (1 if same else 2) * products(v, v)
         total = self._team.sum(total)
         return total * scale[:, None] * scale
 
-    def _blocks(self, counts: Sequence[int]) -> list[list[_Block]]:
+    def pairs(
+        self, blocks: Sequence[Sequence[Block]]
+    ) -> Iterator[tuple[Block, Block, list[Tensor], list[Tensor]]]:
+        """The pairs of blocks that this rank computes, with the centred features of each layer.
+
+        Every rank must go through all of them: blocks are handed round on the way.
+        """
+        for owner, theirs in enumerate(blocks):
+            for column in theirs:
+                right = self._shared(column, owner)
+                for row in blocks[self._team.rank]:
+                    if row[0] == column[0]:
+                        yield row, column, right, right
+                    elif _is_computed(row[0], column[0]):
+                        yield row, column, self._rows(row), right
+
+    def blocks(self) -> list[list[Block]]:
         """The blocks of each rank, numbered through."""
-        result: list[list[_Block]] = []
+        result: list[list[Block]] = []
         number = 0
-        for count in counts:
+        for count in self._team.gather(self._store.rows):
             starts = range(0, count, self._tile)
             result.append(
                 [(number + i, s, min(count, s + self._tile)) for i, s in enumerate(starts)]
@@ -98,16 +112,16 @@ class _Tiles:
             number += len(starts)
         return result
 
-    def _rows(self, block: _Block) -> list[Tensor]:
+    def _rows(self, block: Block) -> list[Tensor]:
         return list(self._read(block))
 
-    def _read(self, block: _Block) -> Iterator[Tensor]:
+    def _read(self, block: Block) -> Iterator[Tensor]:
         for layer, mean in enumerate(self._means):
             x = self._store.read(layer, block[1], block[2]).to(self._device)
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             yield x - mean.to(self._device, x.dtype)
 
-    def _shared(self, block: _Block, owner: int) -> list[Tensor]:
+    def _shared(self, block: Block, owner: int) -> list[Tensor]:
         if not self._team.active:
             return self._rows(block)
         mine = self._team.rank == owner
@@ -122,7 +136,8 @@ class _Tiles:
             found.append(self._team.broadcast(x, owner))
         return found
 
-    def _norms(self, block: list[Tensor]) -> Tensor:  # -> (rows, layers)
+    def norms(self, block: list[Tensor]) -> Tensor:  # -> (rows, layers)
+        """Squared norms of the samples in each layer, float64."""
         return torch.stack(
             [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square() for x in block], dim=1
         )
@@ -158,4 +173,4 @@ class _Tiles:
 
 def _is_computed(row: int, column: int) -> bool:
     """Which of (row, column) and (column, row) is computed: half of each row, so ranks are even."""
-    return row == column or (row > column) == ((row + column) % 2 == 0)
+    return (row > column) == ((row + column) % 2 == 0)

@@ -13,7 +13,7 @@ from sparsekern.analysis.plan import Plan
 
 
 def _forced(moments):
-    def plan(dims, samples, budget, *, element, ranks):
+    def plan(dims, samples, budget, *, element, **rest):
         return Plan(tuple(moments), 0, 0, False, 8, 1.0)
 
     return plan

@@ -183,7 +183,6 @@ def test_an_interruption_before_the_first_batch_is_one(net):
         ({"standard_error": "guess"}, ValueError, "standard_error must be one of"),
         ({"permutations": -1}, ValueError, "permutations must be at least 0"),
         ({"permutations": 9, "mode": "exact"}, ValueError, 'need mode="minibatch"'),
-        ({"mode": "exact", "kernel": "rbf"}, ValueError, "takes the linear or the cosine kernel"),
         ({"memory_budget": -1}, ValueError, "memory_budget must be at least 0"),
         ({"distributed": True}, ValueError, "init_process_group"),
     ],

@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparsekern as sk
 from sparsekern.analysis import CKA, model_layers
+from sparsekern.analysis.collective import Team
 from sparsekern.analysis.layers import select_layers
+from sparsekern.analysis.minibatch import MinibatchEngine
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -253,6 +255,18 @@ def test_an_encoder_that_packs_padded_sequences():
     result = CKA(net, layers1="layers.*", inputs=dict).compare([batch], progress=False)
     assert result.rows == ["layers.0", "layers.1"]
     assert torch.isfinite(result.matrix).all()
+
+
+def test_sums_never_wait_for_the_device(tools):
+    """Tensors without values: reading one on the host, as a GPU would be waited for, raises."""
+    engine = MinibatchEngine(
+        sk.Linear(), "unbiased", True, Team(False), standard_error=None, permutations=0, seed=0
+    )
+    with sk.backend("reference"):
+        for _ in range(3):
+            grams = [engine.reduce(("", i), torch.empty(8, 5, device="meta")) for i in range(4)]
+            engine.add([grams], 8, [["a", "b", "c", "d"]])
+    assert engine.samples == 24
 
 
 def test_data_parallel_and_compiled_models_keep_their_names(net, images):

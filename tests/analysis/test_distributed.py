@@ -18,6 +18,8 @@ def _tasks(tools):
         "moments": task(options={"mode": "exact"}, moments=(0, 1, 2)),
         "tiles": task(options={"mode": "exact"}, moments=()),
         "mixed": task(options={"mode": "exact"}, moments=(0, 1)),
+        "rbf": task(options={"mode": "exact", "kernel": "rbf"}),
+        "polynomial": task(options={"mode": "exact", "kernel": "polynomial"}),
         "few": task(batches=batches[:1]),
         "few, exact": task(batches=batches[:1], options={"mode": "exact"}),
         "spoiled": task(spoil=1),
@@ -36,7 +38,7 @@ def _run(tasks, world, folder, run_ranks):
 def test_ranks_agree_with_one_process(world, tools, run_ranks, tmp_path):
     tasks = _tasks(tools)
     ranks = _run(tasks, world, tmp_path, run_ranks)
-    for name in ("minibatch", "bootstrap", "moments", "tiles", "mixed"):
+    for name in ("minibatch", "bootstrap", "moments", "tiles", "mixed", "rbf", "polynomial"):
         options = tasks[name]["options"]
         alone = tools.compare_given(tasks[name]["batches"], **options)
         for found in (rank[name] for rank in ranks):

@@ -3,12 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sparsekern as sk
 from sparsekern.analysis import CKA, exact
+from sparsekern.analysis.kernel_tiles import KernelTiles
 from sparsekern.analysis.plan import Budget, Plan, make_plan
 from sparsekern.analysis.spill import Spill
 
@@ -24,7 +26,7 @@ def _batches(tools, seed=0, shift=0.0):
 
 
 def _forced(monkeypatch, moments, on_disk=False, tile=16):
-    def plan(dims, samples, budget, *, element, ranks):
+    def plan(dims, samples, budget, *, element, **rest):
         stored = element * samples * sum(d for i, d in enumerate(dims) if i not in moments)
         return Plan(tuple(moments), 0, stored, on_disk, tile, 1.0)
 
@@ -93,6 +95,70 @@ def test_tiles_of_any_size(tile, monkeypatch, tools):
     result = tools.compare_given(batches, mode="exact")
     expected = sk.cka_matrix([x.double() for x in xs])
     torch.testing.assert_close(result.matrix, expected, atol=1e-6, rtol=0)
+
+
+_KERNELS = (sk.RBF(), sk.RBF(0.7), sk.RBF(bandwidth=12.0), sk.Polynomial(2, 1.0))
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+@pytest.mark.parametrize(("estimator", "tile"), [("unbiased", 16), ("unbiased", 64), ("biased", 7)])
+def test_other_kernels_by_tiles(kernel, estimator, tile, monkeypatch, tools):
+    _forced(monkeypatch, (), tile=tile)
+    xs, batches = _batches(tools)
+    options = {"kernel": kernel, "estimator": estimator}
+    result = tools.compare_given(batches, mode="exact", **options)
+    expected = sk.cka_matrix([x.double() for x in xs], **options)
+    torch.testing.assert_close(result.matrix, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+@pytest.mark.parametrize("samples", [60, 57])  # an even number has two middle distances
+def test_other_kernels_in_float64(kernel, samples, monkeypatch, tools):
+    _forced(monkeypatch, (), tile=16)
+    _, batches = _batches(tools, shift=30.0)
+    wide = [[x.double() for x in batch] for batch in batches]
+    wide = wide if samples == 60 else wide[:-1]
+    result = tools.compare_given(wide, mode="exact", kernel=kernel)
+    whole = [torch.cat(parts) for parts in zip(*wide, strict=True)]
+    assert result.n == samples
+    expected = sk.cka_matrix(whole, kernel=kernel)
+    torch.testing.assert_close(result.matrix, expected, atol=1e-10, rtol=0)
+
+
+def test_the_median_of_distances_is_exact(monkeypatch, tools):
+    _forced(monkeypatch, (), tile=16)
+    found = []
+    select = KernelTiles._medians
+
+    def spy(self, blocks):
+        distances = [[] for _ in _DIMS]
+        for layer, row, column, d in self._tiles(blocks, distances=True):
+            distances[layer] += d.flatten().tolist() * (1 if row == column else 2)
+        found.append((select(self, blocks), distances))
+        return found[0][0]
+
+    monkeypatch.setattr(KernelTiles, "_medians", spy)
+    tools.compare_given(_batches(tools)[1], mode="exact", kernel="rbf")
+    medians, distances = found[0]
+    assert [len(d) for d in distances] == [60**2] * len(_DIMS)
+    assert medians == [float(np.median(np.array(d))) for d in distances]
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "polynomial"])
+def test_other_kernels_mark_constant_layers_and_scale(kernel, monkeypatch, tools):
+    _forced(monkeypatch, (), tile=16)
+    xs = [*tools.correlated(30, (5, 9), 0), torch.full((30, 4), 3.7)]
+    batches = list(zip(*(x.split(10) for x in xs), strict=True))
+    with pytest.warns(UserWarning, match=r"without variation between samples.*taps\.2"):
+        result = tools.compare_given(batches, mode="exact", kernel=kernel)
+    assert result.constant_rows == ["taps.2"]
+    assert result.matrix[2].tolist() == [0, 0, 0]
+    kernel = {"rbf": "rbf", "polynomial": sk.Polynomial(2, 0.0)}[kernel]
+    for scale in (1e-6, 1e6):
+        scaled = [[scale * x for x in batch[:2]] for batch in batches]
+        result = tools.compare_given(scaled, mode="exact", kernel=kernel)
+        expected = sk.cka_matrix([x.double() for x in xs[:2]], kernel=kernel)
+        torch.testing.assert_close(result.matrix, expected, atol=1e-5, rtol=0)
 
 
 def test_features_in_files(monkeypatch, tools, tmp_path):
@@ -181,6 +247,25 @@ def test_the_plan_stays_in_its_budget():
         make_plan(dims, samples, Budget(1 << 20, 1 << 30))
     shared = make_plan(dims, samples, Budget(1 << 40, 1 << 40), ranks=4)
     assert shared.stored_bytes * 4 == roomy.stored_bytes
+
+
+def test_kernels_without_moments_are_planned_with_their_passes():
+    dims, samples, budget = [16, 64], 5000, Budget(1 << 40, 1 << 40)
+    plan = make_plan(dims, samples, budget, has_moments=False, passes=4)
+    assert plan.moments == ()
+    assert plan.operations == 4 * samples**2 * sum(dims)
+
+
+def test_the_plan_is_told_without_comparing(net, images, tmp_path):
+    loader = images.split(8)
+    minibatch = CKA(net).plan(loader)
+    assert minibatch.startswith("7 layers, batches of 8: 3.5 KiB of Gram matrices")
+    planned = CKA(net, mode="exact", spill_folder=tmp_path).plan(images)
+    assert planned.startswith("40 samples in one batch, 7 layers; ")
+    assert not any(module._forward_hooks for module in net.modules())
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="do not fit into the budget"):
+        CKA(net, mode="exact", memory_budget=10, disk_budget=10).plan(images)
 
 
 def test_the_plan_in_words():

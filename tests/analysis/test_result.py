@@ -6,8 +6,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from sparsekern.analysis import CKA, CKAResult
+from sparsekern.analysis.plots import _boundaries
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -109,6 +111,44 @@ def test_labels_do_not_overlap(rows, columns):
     assert len(axes.get_xticklabels()) <= 46
     values = [text.get_text() for text in axes.texts]
     assert len(values) == (rows * columns if max(rows, columns) <= 14 else 0)
+
+
+def _outside(axes):
+    """Texts that the edge of the picture cuts."""
+    canvas = axes.figure.canvas
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    texts = axes.figure.findobj(lambda part: isinstance(part, Text) and part.get_text())
+    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_visible()}
+    return [
+        text
+        for text, box in boxes.items()
+        if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height
+    ]
+
+
+@pytest.mark.parametrize("layers", [5, 20, 30])
+def test_nothing_is_cut_off(layers):
+    models = ("runs/some/weights/none-0.pt", "runs/some/weights/ckasr-0.pt")
+    one, two = _made(layers, models=models), _made(layers, models=models)
+    two.matrix *= 0.9
+    assert _outside(one.plot()) == []
+    assert _outside(one.plot_difference(two)) == []
+    assert _outside(two.plot_difference(one, title="T")) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["stem", "a.0", "a.1", "b.0", "b.1"], [1, 3]),
+        (["words", *(f"blocks.layers.{i}.{part}" for i in range(3) for part in "xy")], [1, 3, 5]),
+        (["conv", "bn", "a.0.x", "a.0.y", "a.1.x", "a.1.y"], [2, 4]),
+        (["a", "b", "c"], []),
+        (["a.x", "a.y", "a.z"], []),
+    ],
+)
+def test_lines_part_blocks(names, expected):
+    assert _boundaries(names) == expected
 
 
 def test_pictures_show_the_matrix(result):
