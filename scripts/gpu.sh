@@ -1,47 +1,66 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a machine with python3, torch, Triton and pytest and no network:
-# builds the compiled core in place where it can, runs the tests marked gpu, then the GPU benchmarks.
-# Results go to ${OUT:-benchmarks/results}. A part that fails does not stop the others; the exit
-# status is that of the worst.
+# Everything that needs a GPU, in under ten minutes, on a machine with python3, torch, Triton and
+# pytest and no network: builds the compiled core in place where it can, runs the tests marked gpu,
+# then the GPU benchmarks. Results go to ${OUT:-benchmarks/results}: JSON, gpu.md, gpu.log. A part
+# that fails, or runs past its time, does not stop the others; the exit status is 1 if any did.
+# SANITIZE=1 runs the CUDA kernels under compute-sanitizer instead of tests and benchmarks.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
-mkdir -p "$out"
+total=${TOTAL:-585} # seconds for everything
+mkdir -p "$out" || exit 1
+log=$out/gpu.log
+: >"$log" || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # cuBLAS's condition for deterministic products in the tests
+# What is shipped is what is measured.
+export SPARSEKERN_TRITON_CONFIGURATIONS=${SPARSEKERN_TRITON_CONFIGURATIONS:-shipped}
 unset TRITON_INTERPRET
 status=0
+summary=()
 
-step() { printf '\n=== [%4ds] %s\n' "$SECONDS" "$*"; }
-part() { # name, seconds it may take; the command that follows
-    local name=$1 limit=$2 code=0
+say() { printf '%s\n' "$@" | tee -a "$log"; }
+finish() {
+    say "" "=== [${SECONDS}s] done" "${summary[@]}"
+    exit "$status"
+}
+part() { # name, seconds it may take, if they are left; the command that follows
+    local name=$1 limit=$2 code=0 begin=$SECONDS result=ok
     shift 2
-    step "$name"
-    timeout "$limit" "$@" 2>&1 | tee "$out/gpu-${name// /-}.log" || code=${PIPESTATUS[0]}
-    if ((code != 0)); then
-        echo "FAILED ($code): $name"
-        status=1
+    ((limit > total - begin)) && limit=$((total - begin))
+    say "" "=== [${begin}s] $name"
+    if ((limit < 5)); then
+        code=124 result="FAILED: no time was left"
+    else
+        # An interrupt first: pytest and the benchmarks then say what they have.
+        timeout -s INT -k 10 "$limit" "$@" 2>&1 | tee -a "$log" || code=${PIPESTATUS[0]}
+        ((code != 0)) && result="FAILED ($code)"
+        ((code != 0 && SECONDS - begin >= limit)) && result="FAILED: not done in $limit s"
     fi
+    ((code != 0)) && status=1
+    summary+=("$(printf '%-24s %4d s  %s' "$name" $((SECONDS - begin)) "$result")")
 }
 
-workers=()
-if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi # kernels compile in parallel
+part "device" 30 "$PYTHON" -c '
+import subprocess, sys, torch
+if not torch.cuda.is_available():
+    sys.exit("there is no GPU here that torch can use: nothing was run")
+import triton
+print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+print("torch", torch.__version__, "triton", triton.__version__)
+subprocess.run(["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"])'
+if ((status != 0)); then finish; fi
 
 # The CUDA kernels where nvcc is there, for the GPU at hand only.
 arch=$("$PYTHON" -c 'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
-part "build" 200 env SPARSEKERN_CPU=auto SPARSEKERN_CUDA=auto \
+part "build" 120 env SPARSEKERN_CPU=auto SPARSEKERN_CUDA="${SPARSEKERN_CUDA:-auto}" \
     SPARSEKERN_CUDA_ARCHS="${SPARSEKERN_CUDA_ARCHS:-$arch}" "$PYTHON" setup.py -q build_ext --inplace
-part "device" 60 "$PYTHON" -c 'import torch, triton
-print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
-print("torch", torch.__version__, "triton", triton.__version__)'
 part "info" 20 "$PYTHON" -m sparsekern info
-part "tests" 300 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests/ops
 
-# The CUDA kernels once more on small shapes, each access to memory looked at. torch's allocator is
-# left out, for its blocks are larger than the tensors in them.
-sanitizer=$(PATH="$PATH:${CUDA_HOME:+$CUDA_HOME/bin:}/usr/local/cuda/bin" command -v compute-sanitizer)
+# The CUDA kernels on small shapes, each access to memory looked at. torch's allocator is left out,
+# for its blocks are larger than the tensors in them.
 sanitize() { # tool, seconds it may take; files and further arguments of pytest
     local tool=$1 limit=$2
     shift 2
@@ -51,26 +70,45 @@ sanitize() { # tool, seconds it may take; files and further arguments of pytest
 }
 kernel_tests=(tests/ops/masked/test_bitmask.py tests/ops/selection/test_cuda.py
     tests/ops/penalties/test_cuda.py tests/ops/activity/test_cuda.py)
-if [[ -n $sanitizer ]]; then
-    sanitize memcheck 300 "${kernel_tests[@]}" -k 'not waiting and not compiled'
-    sanitize racecheck 300 "${kernel_tests[@]}" -k 'bfloat16 and not waiting and not compiled'
-else
-    step "memcheck and racecheck are left out: there is no compute-sanitizer"
+if [[ ${SANITIZE:-0} == 1 ]]; then
+    PATH="$PATH:${CUDA_HOME:+$CUDA_HOME/bin:}/usr/local/cuda/bin"
+    sanitizer=$(command -v compute-sanitizer) || sanitizer=compute-sanitizer
+    sanitize memcheck 230 "${kernel_tests[@]}" -k 'not waiting and not compiled'
+    sanitize racecheck 230 "${kernel_tests[@]}" -k 'bfloat16 and not waiting and not compiled'
+    finish
 fi
-bench() { # matmul precision, folder; further arguments of sparsekern bench
-    local precision=$1 folder=$2
-    shift 2
-    part "bench $precision" 85 "$PYTHON" -c "import sys, torch
+
+workers=()
+if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi # kernels compile in parallel
+part "tests" 200 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests/ops
+
+bench() { # name, seconds, matmul precision, folder; further arguments of sparsekern bench
+    local name=$1 limit=$2 precision=$3 folder=$4
+    shift 4
+    part "$name" "$limit" "$PYTHON" -c "import sys, torch
 torch.set_float32_matmul_precision('$precision')
 from sparsekern.cli import main
 sys.exit(main(sys.argv[1:]))" bench --suite gpu --device cuda --out "$folder" "$@"
 }
-# The first is what users get without saying anything; the second has tf32 where torch would.
-bench highest "$out" --dtype float32,bfloat16 --case G1,G2,G3
-bench medium "$out/tf32" --dtype float32 --case G1,G3 --compare eager,torch_mm
-part "bench compressed weights" 200 "$PYTHON" -m sparsekern bench --suite gpu --device cuda \
-    --out "$out" --dtype bfloat16,float32 --case G5
-part "bench selection" 300 "$PYTHON" -m sparsekern bench --suite gpu --device cuda --out "$out" \
-    --dtype float32,bfloat16 --case G6
-step "done"
-exit "$status"
+# The first is what users get without saying anything, the second has tf32 where torch would. What
+# torch.compile takes long for, and the formula pair by pair, is measured once, and last.
+few=(--compare eager,eager_centred,torch_mm)
+bench "similarity, bfloat16" 45 highest "$out" --case G1,G2,G3 --dtype bfloat16 "${few[@]}"
+bench "similarity, tf32" 35 medium "$out/tf32" --case G1,G3 "${few[@]}"
+bench "compressed weights" 60 highest "$out" --case G5 --dtype bfloat16,float32
+bench "selection" 60 highest "$out" --case G6 --dtype float32,bfloat16
+total=$((total - 20)) # the tables' own
+bench "similarity, float32" 140 highest "$out" --case G1,G2,G3
+total=$((total + 20))
+
+part "tables" 20 "$PYTHON" - "$out" <<'END'
+import pathlib, sys
+from sparsekern.bench import report, results
+out = pathlib.Path(sys.argv[1])
+found = [one for at in (out, out / "tf32") if at.is_dir() for one in results.load_folder(at)]
+found = [one for one in found if one.settings.get("device") == "cuda"]
+(out / "gpu.md").write_text("# On a GPU\n\n" + report.tables(found) + "\n", encoding="utf-8")
+print(report.summary(found) if found else "there are no results")
+sys.exit(not found)
+END
+finish

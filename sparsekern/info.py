@@ -45,7 +45,9 @@ class Info:
     """What :func:`info` returns; ``str()`` of it is the readable summary.
 
     ``cpu`` is None where the compiled core is missing (``backends`` holds the reason); ``triton``
-    is None where it is not installed; ``cuda`` is None where torch was built without it.
+    is None where it is not installed; ``launches`` is the path of the launch configurations that
+    ``sparsekern tune`` found for its kernels, or None; ``cuda`` is None where torch was built
+    without it.
     ``kernels`` is the version of CUDA that sparsekern's own kernels were built with, or None
     without them.
     """
@@ -60,6 +62,7 @@ class Info:
     kernels: str | None
     python: str
     platform: str
+    launches: str | None = None
 
     def __str__(self) -> str:
         lines = [f"sparsekern {self.version}", "", "back ends"]
@@ -79,12 +82,14 @@ class Info:
                 f"  rates      {self.cpu.rates or 'as shipped (`sparsekern tune` measures them)'}",
             ]
         devices = f"{self.cuda_devices} device{'' if self.cuda_devices == 1 else 's'}"
+        launches = self.launches or "as shipped (`sparsekern tune --device cuda` measures them)"
         cuda = "not in this build of torch" if self.cuda is None else f"{self.cuda}, {devices}"
         lines += [
             "",
             "environment",
             f"  torch      {self.torch}",
             f"  triton     {self.triton or 'not installed'}",
+            f"  launches   {launches}",
             f"  CUDA       {cuda}",
             f"  kernels    {f'built with CUDA {self.kernels}' if self.kernels else 'not built'}",
             f"  Python     {self.python}",
@@ -111,6 +116,7 @@ def info() -> Info:
         kernels=native.cuda_build() or None,
         python=platform.python_version(),
         platform=platform.platform(),
+        launches=_tuned_launches(),
     )
 
 
@@ -133,6 +139,12 @@ def _cpu_info() -> CpuInfo:
         compiler=core.compiler(),
         rates=str(rates.cache_file()) if rates.tuned(isa, threads) else None,
     )
+
+
+def _tuned_launches() -> str | None:
+    from .ops.similarity.triton import configurations
+
+    return str(configurations.tuned_file()) if configurations.tuned_classes() else None
 
 
 def _installed_version(distribution: str) -> str | None:

@@ -16,6 +16,8 @@ import sparsekern as sk
 # Without a GPU, Triton's interpreter stands in for one: to be said before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# What has been tuned on this machine is not what is tested.
+os.environ.setdefault("SPARSEKERN_TRITON_CONFIGURATIONS", "shipped")
 
 # An install without the compiled core is tested on the reference alone, by saying so; a core that
 # is missing for any other reason is a failure and not a skip.

@@ -15,6 +15,10 @@ from .. import info
 from . import peers
 
 
+# Names the commit where there is a copy of the files without git's own.
+_COMMIT = "SPARSEKERN_COMMIT"
+
+
 def describe() -> dict[str, str]:
     """Processor, cores, ISA of the compiled core, and the versions of everything measured."""
     known = info()
@@ -29,12 +33,24 @@ def describe() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         result["gpu"] = torch.cuda.get_device_name()
+        result["driver"] = _driver()
+        result["cuda"] = torch.version.cuda or "none"
+        result["triton"] = known.triton or "absent"
     return result | {name: peers.version(name) or "absent" for name in peers.PACKAGES}
 
 
 def stamp() -> dict[str, str]:
     """Today's date, and the commit where the package runs from a git checkout."""
     return {"date": datetime.date.today().isoformat(), "commit": _commit()}
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.split("\n")[0].strip()
 
 
 def _processor() -> str:
@@ -49,6 +65,10 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    told = os.environ.get(_COMMIT)
+    if told:
+        return told
+
     def git(*arguments: str) -> str:
         root = Path(__file__).parents[2]
         done = subprocess.run(

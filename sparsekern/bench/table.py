@@ -126,8 +126,11 @@ def heading(results: Results) -> str:
     """One paragraph: the machine, the settings, the measured rates."""
     machine, settings = results.machine, results.settings
     others = ", ".join(f"{name} {machine[name]}" for name in peers.PACKAGES if name in machine)
+    gpu = ""
+    if settings.get("device") == "cuda" and "gpu" in machine:
+        gpu = f"{machine['gpu']}, driver {machine.get('driver', 'unknown')}; "
     return (
-        f"{machine['processor']}, {settings['threads']} threads on {machine['cores']} cores, "
+        f"{gpu}{machine['processor']}, {settings['threads']} threads on {machine['cores']} cores, "
         f"ISA {machine['isa']}; sparsekern {machine['sparsekern']} on the {settings['backend']} "
         f"back end, torch {machine['torch']}, Python {machine['python']}, "
         f"{machine['platform']}; {others}. "

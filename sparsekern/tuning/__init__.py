@@ -1,1 +1,1 @@
-"""``sparsekern tune``: the rates of this machine, by which masked products choose an algorithm."""
+"""``sparsekern tune``: what choices depend on here: rates of algorithms, launch configurations."""

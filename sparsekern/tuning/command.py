@@ -1,18 +1,33 @@
-"""``sparsekern tune``: measures this machine's rates and keeps them for later runs."""
+"""``sparsekern tune``: measures what choices depend on here, and keeps it for later runs."""
 
 from __future__ import annotations
 
 import argparse
 
-from .. import native
+from .. import dispatch, native
 from ..ops.masked import rates
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_GPUS = ("cuda", "xpu")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.add_argument(
+        "--device",
+        choices=("cpu", *_GPUS),
+        default="cpu",
+        help="cpu: the rates by which masked products choose an algorithm; a GPU: the launch "
+        "configurations of its similarity kernels, which changes their last bits (default: cpu)",
+    )
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch has them)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the rates, and leave the cache file as it is"
+        "--dtype",
+        default=",".join(_DTYPES),
+        help="of a GPU's features, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what is found, and leave the file as it is"
     )
 
 
@@ -20,8 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command.
 
     Raises:
-        ValueError: if the compiled core is missing, or for a number of threads below 1.
+        ValueError: if there is nothing to tune here, or an argument is out of its range.
     """
+    if arguments.device != "cpu":
+        return _tune_launches(arguments.device, arguments.dtype.split(","), arguments.dry_run)
+    return _tune_rates(arguments.threads, arguments.dry_run)
+
+
+def _tune_rates(threads: int | None, dry_run: bool) -> int:
     import torch
 
     from . import measure
@@ -29,13 +50,47 @@ def run(arguments: argparse.Namespace) -> int:
     reason = native.cpu_missing_reason()
     if reason:
         raise ValueError(f"there is no choice of algorithm to tune here: {reason}")
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
     isa, threads = str(native.cpu().isa()), torch.get_num_threads()
     print(f"instruction set {isa}, {threads} threads", flush=True)
     found = measure.measure(lambda text: print(text, flush=True))
-    if not arguments.dry_run:
+    if not dry_run:
         print(f"saved in {rates.save(found, isa, threads)}")
+    return 0
+
+
+def _tune_launches(kind: str, dtypes: list[str], dry_run: bool) -> int:
+    import torch
+
+    from ..bench.cuda_timing import CudaTimer
+    from ..ops.similarity.triton import configurations, device
+    from . import launches
+
+    for name in dtypes:
+        if name not in _DTYPES:
+            raise ValueError(f"--dtype must be of {', '.join(_DTYPES)}, got {name!r}")
+    try:
+        with dispatch.backend("triton"):
+            dispatch.select(torch.device(kind))
+    except RuntimeError as error:
+        raise ValueError(f"there are no launch configurations to tune here: {error}") from None
+    module = getattr(torch, kind)
+    if not module.is_available():
+        raise ValueError(f"there are no launch configurations to tune here: no {kind} device")
+    where = torch.device(kind, module.current_device())
+    flush = torch.empty(512 << 20, dtype=torch.uint8, device=where).zero_
+    todo = launches.workloads(where, [getattr(torch, name) for name in dtypes])
+    print(f"{device.device_class(where)}, {len(todo)} configurations", flush=True)
+    found = launches.measure(
+        where,
+        todo,
+        CudaTimer(module, flush).device_seconds,
+        lambda text: print(text, flush=True),
+    )
+    if not dry_run:
+        path = configurations.save(device.device_class(where), found)
+        print(f"saved in {path}: {len(found)} that differ from the shipped ones")
     return 0

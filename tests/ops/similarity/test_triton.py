@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
+from sparsekern.ops.similarity.triton import device, plan
+from sparsekern.ops.similarity.triton.configurations import Configuration, overriding
 
-from . import oracle
+from . import interpreter, oracle
 from .oracle import ESTIMATORS, KERNELS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,8 +29,26 @@ WIDTHS = (1, 17, 129, 300)
 
 @pytest.fixture(autouse=True)
 def backend() -> Iterator[str]:
-    with sk.backend("triton"):
+    with sk.backend("triton"), interpreter.patched_once():
         yield "triton"
+
+
+# Samples that take a form with several tiles where these are of 16 samples: the second tile nearly
+# empty, and three of them, of which the last is.
+SEVERAL_TILES = {"gram_columns": 18, "gram_apart": 21, "gram_tiles": 37}
+
+
+@pytest.fixture(params=SEVERAL_TILES)
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Has few samples take the forms with several tiles; of 128 samples they would take minutes."""
+    monkeypatch.setattr(plan, "_LARGE_ROWS", 32)
+    monkeypatch.setattr(plan, "_COLUMN_ROWS_DEFAULT", 32)
+    monkeypatch.setattr(plan, "_TOGETHER", {"ieee": 16} if request.param == "gram_apart" else {})
+    monkeypatch.setattr(plan, "_TILE_ROWS_DEFAULT", 16)
+    monkeypatch.setattr(plan, "TILE_GROUP", 2)
+    entry = Configuration(16, 4, 2)
+    with overriding({("gram_apart", "ieee", 32): entry, ("gram_tiles", "ieee", 16): entry}):
+        yield request.param
 
 
 def on_device(xs: list[Tensor]) -> list[Tensor]:
@@ -36,38 +56,47 @@ def on_device(xs: list[Tensor]) -> list[Tensor]:
 
 
 def results(
-    xs: list[Tensor], kernel: sk.Linear, estimator: str, *, gradients: bool = True
+    xs: list[Tensor], kernel: sk.Linear, estimator: str, *, matrix_only: bool = False
 ) -> list[Tensor]:
     """A matrix, a rectangle of HSIC, a sum over groups, and the gradient of a mix of them."""
     inputs = [x.detach().requires_grad_() for x in xs]
     options = {"kernel": kernel, "estimator": estimator}
     matrix = sk.cka_matrix(inputs, **options)
-    rectangle = sk.hsic_matrix(inputs[:1], inputs[1:], **options)
-    total = sk.cka_sum([inputs[:2], inputs[2:]], **options)
-    found = [matrix, rectangle, total]
-    if gradients:
-        mix = torch.arange(matrix.numel(), device=matrix.device).reshape(matrix.shape).cos()
-        loss = (matrix * mix).sum() + total + rectangle.sum() / rectangle.detach().abs().sum()
-        found += torch.autograd.grad(loss, inputs)
+    found = [matrix]
+    mix = torch.arange(matrix.numel(), device=matrix.device).reshape(matrix.shape).cos()
+    loss = (matrix * mix).sum()
+    if not matrix_only:
+        rectangle = sk.hsic_matrix(inputs[:1], inputs[1:], **options)
+        total = sk.cka_sum([inputs[:2], inputs[2:]], **options)
+        found += [rectangle, total]
+        loss = loss + total + rectangle.sum() / rectangle.detach().abs().sum()
+    found += torch.autograd.grad(loss, inputs)
     return [x.detach().cpu() for x in found]
 
 
 def check(
-    xs: list[Tensor], kernel: sk.Linear, estimator: str, tolerance: float, *, gradients: bool = True
+    xs: list[Tensor],
+    kernel: sk.Linear,
+    estimator: str,
+    tolerance: float,
+    *,
+    matrix_only: bool = False,
 ) -> None:
-    actual = results(on_device(xs), kernel, estimator, gradients=gradients)
+    actual = results(on_device(xs), kernel, estimator, matrix_only=matrix_only)
     with sk.backend("reference"):
-        wanted = results([x.double() for x in xs], kernel, estimator, gradients=gradients)
-    for a, w in zip(actual[:3], wanted[:3], strict=True):
+        wanted = results([x.double() for x in xs], kernel, estimator, matrix_only=matrix_only)
+    values = len(actual) - len(xs)
+    for a, w in zip(actual[:values], wanted[:values], strict=True):
         assert oracle.relative_norm([a], [w]) <= tolerance
-    if gradients:
-        assert all(a.dtype == x.dtype for a, x in zip(actual[3:], xs, strict=True))
-        assert oracle.relative_norm(actual[3:], wanted[3:]) <= 20 * tolerance
+    assert all(a.dtype == x.dtype for a, x in zip(actual[values:], xs, strict=True))
+    assert oracle.relative_norm(actual[values:], wanted[values:]) <= 20 * tolerance
 
 
 @pytest.mark.parametrize("n", STRADDLING)
 def test_linear_at_edges_of_tiles(n: int) -> None:
-    check(oracle.layers(n, WIDTHS), sk.Linear(), ESTIMATORS[n % 2], 2e-6)
+    # What is asked for of the inner products does not depend on the tiles.
+    whole = n in (8, 17)
+    check(oracle.layers(n, WIDTHS), sk.Linear(), ESTIMATORS[n % 2], 2e-6, matrix_only=not whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -75,7 +104,9 @@ def test_linear_at_edges_of_tiles(n: int) -> None:
 def test_linear_at_other_dtypes(n: int, dtype: torch.dtype) -> None:
     # The features are rounded before either side sees them; a gradient is rounded once more.
     tolerance = {torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
-    check(oracle.layers(n, WIDTHS, dtype), sk.Linear(), "unbiased", tolerance)
+    whole = dtype == torch.float64 and n == 8
+    xs = oracle.layers(n, WIDTHS, dtype)
+    check(xs, sk.Linear(), "unbiased", tolerance, matrix_only=not whole)
 
 
 @pytest.mark.parametrize("kernel", NONLINEAR.values(), ids=NONLINEAR)
@@ -83,13 +114,34 @@ def test_linear_at_other_dtypes(n: int, dtype: torch.dtype) -> None:
 def test_kernels(kernel: sk.Linear, dtype: torch.dtype) -> None:
     n, estimator = (9, "unbiased") if dtype == torch.float32 else (5, "biased")
     xs = [(x / x.shape[1] ** 0.5).to(dtype) for x in oracle.layers(n, (3, 17, 40), torch.float64)]
-    check(xs, kernel, estimator, 1e-5 if dtype == torch.float32 else 1e-11)
+    whole = dtype == torch.float32
+    check(xs, kernel, estimator, 1e-5 if whole else 1e-11, matrix_only=not whole)
 
 
-@pytest.mark.parametrize("n", [70, 129])
-def test_two_tiles_a_side_and_many_samples(n: int) -> None:
-    # 70: whole columns in two tiles a side. 129: the tiled form, with more than one of them.
-    check(oracle.layers(n, (3, 40, 5)), sk.Linear(), "unbiased", 2e-6, gradients=n == 70)
+def form_of(xs: list[Tensor]) -> plan.GramPlan:
+    from sparsekern.ops.similarity.triton import launches
+
+    return launches.Call(xs, (plan.LINEAR, 0.0, 0.0, plan.U_CENTRING, True)).plan
+
+
+@pytest.mark.parametrize("processors", [1, 24], ids=["whole", "split"])
+def test_several_tiles(small_tiles: str, processors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "processors", lambda _: processors)
+    xs = oracle.layers(SEVERAL_TILES[small_tiles], (3, 70, 5))
+    how = form_of(xs)
+    assert (how.form, how.rows, max(how.splits) > 1) == (small_tiles, 16, processors > 1)
+    check(xs, sk.Linear(), "unbiased", 2e-6, matrix_only=True)
+
+
+def test_other_kernels_by_tiles(small_tiles: str) -> None:
+    # Neither centred first: the products of features as they are.
+    xs = [x / x.shape[1] ** 0.5 for x in oracle.layers(SEVERAL_TILES[small_tiles], (40,))]
+    for kernel in (sk.Polynomial(degree=2, c=0.5), sk.RBF()):
+        k = sk.gram(xs[0].to(DEVICE), kernel, center="u").cpu()
+        assert torch.equal(k, k.T)
+        with sk.backend("reference"):
+            wanted = sk.gram(xs[0].double(), kernel, center="u")
+        assert oracle.relative_norm([k], [wanted]) <= 1e-5
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
@@ -98,8 +150,8 @@ def test_gram(kernel: sk.Linear, center: str | None) -> None:
     x = oracle.layers(9, (20,), torch.float64)[0].div(20**0.5)
     upstream = torch.randn(9, 9, dtype=torch.float64)
     found = []
-    for back_end, dtype, device in (("triton", torch.float32, DEVICE), ("reference", None, "cpu")):
-        leaf = x.to(device, dtype or torch.float64).requires_grad_()
+    for back_end, dtype, where in (("triton", torch.float32, DEVICE), ("reference", None, "cpu")):
+        leaf = x.to(where, dtype or torch.float64).requires_grad_()
         with sk.backend(back_end):
             k = sk.gram(leaf, kernel, center=center)
             (grad,) = torch.autograd.grad(k, leaf, upstream.to(k))
@@ -108,9 +160,11 @@ def test_gram(kernel: sk.Linear, center: str | None) -> None:
     assert oracle.relative_norm(found[0][1:], found[1][1:]) <= 1e-5
 
 
-def test_gram_of_many_samples_is_symmetric_to_the_bit() -> None:
-    x = oracle.layers(150, (40,))[0]
-    for center in (None, "u"):
+@pytest.mark.parametrize(("n", "form"), [(150, "gram_apart"), (260, "gram_tiles")])
+def test_gram_of_many_samples_is_symmetric_to_the_bit(n: int, form: str) -> None:
+    x = oracle.layers(n, (40,))[0]
+    assert form_of([x]).form == form
+    for center in (None, "u") if n == 150 else (None,):
         k = sk.gram(x.to(DEVICE), center=center).cpu()
         assert torch.equal(k, k.T)
         with sk.backend("reference"):
@@ -227,7 +281,10 @@ def test_layouts(n: int) -> None:
 def test_the_same_bits_every_time() -> None:
     for n, kernel in ((17, sk.Linear()), (8, sk.RBF())):
         xs = on_device(oracle.layers(n, (300, 129)))
-        first, second = (results([*xs, xs[0]], kernel, "unbiased") for _ in range(2))
+        whole = n == 8
+        first, second = (
+            results([*xs, xs[0]], kernel, "unbiased", matrix_only=not whole) for _ in range(2)
+        )
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -256,25 +313,44 @@ def test_torch_compile() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("n", [8, 20, 130])
-def test_launches_are_those_of_the_plan(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsekern.ops.similarity.triton import features, launches, plan
+@pytest.fixture(params=[8, 20, 256])
+def recorded(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[tuple[str, tuple[int, ...]]]]:
+    """Samples, and the launches made; of many samples they are not made, only listed."""
+    from sparsekern.ops.similarity.triton import launches
 
     recorded: list[tuple[str, tuple[int, ...]]] = []
     original = launches._launch
 
     def launch(kernel: object, grid: tuple[int, ...], *args: object, **meta: object) -> None:
         recorded.append((kernel.__name__, tuple(grid)))  # type: ignore[attr-defined]
-        original(kernel, grid, *args, **meta)
+        if request.param < 100:
+            original(kernel, grid, *args, **meta)
 
     monkeypatch.setattr(launches, "_launch", launch)
+    return request.param, recorded
+
+
+@pytest.mark.parametrize("kernel", [sk.Linear(), sk.RBF()], ids=repr)
+def test_launches_are_those_of_the_plan(
+    recorded: tuple[int, list[tuple[str, tuple[int, ...]]]], kernel: sk.Linear
+) -> None:
+    from sparsekern.ops.similarity.triton import calls, features, launches
+
+    n, found = recorded
     xs = on_device(oracle.layers(n, (3, 40)))
-    for kernel in (sk.Linear(), sk.RBF()) if n == 8 else (sk.Linear(),):
-        recorded.clear()
-        sk.cka_matrix(xs, kernel=kernel)
-        code = plan.RBF if isinstance(kernel, sk.RBF) else plan.LINEAR
-        call = launches.Call(xs, (code, 0.5, 0.0, plan.U_CENTRING, True))
-        expected = plan.compare_launches(
-            call.sizes, call.plan, code, True, code == plan.RBF, features.TABLE_PIECE
-        )
-        assert recorded == [(launch.kernel, launch.grid) for launch in expected]
+    code = plan.RBF if isinstance(kernel, sk.RBF) else plan.LINEAR
+    spec = (code, 0.5, 0.0, plan.U_CENTRING, True)
+    call = launches.Call(xs, spec)
+    out, state = calls.compare(xs, 0, 1, *spec, True)
+    median = code == plan.RBF
+    expected = plan.compare_launches(
+        call.sizes, call.plan, call.device_class, code, True, median, features.TABLE_PIECE
+    )
+    assert found == [(launch.kernel, launch.grid) for launch in expected]
+    found.clear()
+    calls.compare_grad(out, xs, state, [True, True], 0, 1, *spec)
+    how = plan.product_plan(call.sizes, call.plan, call.device_class)
+    back = plan.compare_grad_launches(call.sizes, how, median, False, features.TABLE_PIECE)
+    assert found == [(launch.kernel, launch.grid) for launch in back]

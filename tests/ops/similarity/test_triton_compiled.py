@@ -1,21 +1,19 @@
 """The Triton kernels compiled for GPUs that are not here: what their machine code says.
 
 Every variant that a call can launch, for compute capability 8.0, 9.0, 10.0 and 12.0. Compiling
-needs no driver; two minutes or so, and little while Triton's cache has them.
+needs no driver; it begins with the first test of this folder, in processes of its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import sparsekern
+from sparsekern.ops.similarity.triton.configurations import shipped_keys
+
+from .conftest import CAPABILITIES
 
 # Bytes of shared memory that a program may have.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -29,28 +27,26 @@ def backend() -> None:
     """Once: nothing here depends on the back end in use."""
 
 
-@pytest.fixture(scope="module")
-def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """One process per capability, all at work at the same time."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = str(Path(sparsekern.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-    script = Path(__file__).with_name("triton_aot.py")
-    started = {}
-    for capability in SHARED:
-        folder = tmp_path_factory.mktemp(f"sm_{capability}")
-        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-            command = [sys.executable, "-W", "ignore", str(script), str(capability)]
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
-        started[capability] = (process, folder)
-    return started
-
-
-@pytest.fixture(scope="module", params=SHARED, ids=lambda capability: f"sm_{capability}")
-def variants(request: pytest.FixtureRequest, compilers: Any) -> list[dict[str, Any]]:
-    process, folder = compilers[request.param]
+@pytest.fixture(scope="module", params=CAPABILITIES, ids=lambda capability: f"sm_{capability}")
+def compiled(request: pytest.FixtureRequest, triton_compilers: Any) -> list[Any]:
+    process, folder = triton_compilers[request.param]
     assert process.wait() == 0, (folder / "err").read_text()[-2000:]
     return [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def variants(compiled: list[Any]) -> list[dict[str, Any]]:
+    return compiled[1:]
+
+
+def test_every_shipped_configuration_is_compiled(compiled: list[Any]) -> None:
+    asked, capability = compiled[0], compiled[1]["capability"]
+    for shipped in shipped_keys(f"cuda:{capability // 10}.{capability % 10}"):
+        kernel, operands, rows = shipped
+        assert any(
+            key[0] == kernel and operands in ("any", key[1]) and rows in (0, key[2])
+            for key in asked
+        ), shipped
 
 
 def test_machine_code(variants: list[dict[str, Any]]) -> None:
@@ -61,6 +57,7 @@ def test_machine_code(variants: list[dict[str, Any]]) -> None:
         "combine_row",
         "count_digits",
         "fill_table",
+        "gram_apart",
         "gram_columns",
         "gram_few",
         "gram_tiles",

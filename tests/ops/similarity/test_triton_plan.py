@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_every_size_has_a_plan(n: int, operands: str, device: str) -> None:
 def test_the_forward_pass_of_a_whole_network_is_four_launches() -> None:
     call = sizes(256, RESNET18, 2, "bf16")
     how = plan.gram_plan(call, H200, SM, plan.LINEAR)
-    launches = plan.compare_launches(call, how, plan.LINEAR, True, False, TABLE_PIECE)
+    launches = plan.compare_launches(call, how, H200, plan.LINEAR, True, False, TABLE_PIECE)
     table, gram, reduce, inner = names(launches)[-4:]
     assert (table, gram, reduce, inner) == (
         "fill_table",
@@ -95,6 +96,26 @@ def test_the_backward_pass_reads_once_and_writes_once(n: int) -> None:
     assert last.read <= 1.01 * call.bytes_of_features
 
 
+@pytest.mark.parametrize("n", [100, 129, 200, 256])
+@pytest.mark.parametrize(
+    ("operands", "element"), [("ieee", 4), ("tf32x3", 4), ("tf32", 4), ("tf32", 2), ("bf16", 2)]
+)
+def test_every_feature_comes_from_memory_once(n: int, operands: str, element: int) -> None:
+    call = sizes(n, RESNET18, element, operands)
+    how = plan.gram_plan(call, H200, SM, plan.LINEAR)
+    launches = plan.gram_launches(call, how, plan.LINEAR, plan.U_CENTRING, True, False)
+    assert names(launches) == [how.form, "reduce_rows"]  # no pass for the means before
+    assert launches[0].read == call.bytes_of_features
+    three = n > 128 and operands != "bf16" and (operands, element) != ("tf32", 4)
+    assert how.form == (plan.APART if three else plan.COLUMNS)
+    # Where the registers hold one tile of three, two programs find them in the cache.
+    assert launches[0].again == (2 * call.bytes_of_features if three else 0)
+    assert launches[0].grid == ((3 if three else 1) * how.pieces,)
+    if three:
+        assert launches[0].grid[0] >= 3 * SM
+        assert launches[0].written <= 0.16 * launches[0].read * 4 / element
+
+
 def test_large_gram_matrices_make_each_product_once() -> None:
     call = sizes(8192, (4096,), 2, "bf16")
     how = plan.gram_plan(call, H200, SM, plan.LINEAR)
@@ -116,7 +137,7 @@ def test_the_median_adds_its_passes() -> None:
     for operands, passes in (("ieee", 4), ("fp64", 8)):
         call = sizes(64, (100, 100), 4, operands)
         how = plan.gram_plan(call, H200, SM, plan.RBF)
-        found = names(plan.compare_launches(call, how, plan.RBF, True, True, TABLE_PIECE))
+        found = names(plan.compare_launches(call, how, H200, plan.RBF, True, True, TABLE_PIECE))
         assert found.count("count_digits") == passes
         assert found.count("reduce_rows") == 2
 
@@ -146,24 +167,65 @@ def test_state_holds_its_views() -> None:
     assert State.allocate(x, (5,), False).products.numel() == 0
 
 
-def test_other_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(configurations.VARIABLE, str(tmp_path / "own.json"))
-    (tmp_path / "own.json").write_text("{}")
-    configurations._table.cache_clear()
-    configurations.configuration.cache_clear()
-    try:
-        with pytest.raises(ValueError, match='expected a "default" entry'):
-            configurations.configuration(H200, "gram_few", "ieee", 8)
-        own = {"default": {"gram_few": {"any": {"8": {"block": 32, "warps": 1, "stages": 1}}}}}
-        (tmp_path / "own.json").write_text(json.dumps(own))
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of tuned configurations that is not there yet."""
+    monkeypatch.setenv(configurations.VARIABLE, str(tmp_path / "own" / "launches.json"))
+    configurations.forget()
+    yield tmp_path / "own" / "launches.json"
+    monkeypatch.undo()
+    configurations.forget()
+
+
+def test_tuned_configurations_go_first(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("gram_columns", "tf32", 64)
+    shipped = configurations.configuration(H200, *key)
+    tuned = configurations.Configuration(32, 2, 1)
+    assert tuned != shipped
+    assert configurations.save(H200, {key: tuned}) == own_file
+    assert configurations.tuned_classes() == [H200]
+    assert configurations.configuration(H200, *key) == tuned
+    assert configurations.configuration("cuda:8.0", *key) == shipped
+    assert configurations.configuration(H200, "gram_few", "ieee", 8).block == 128  # the others stay
+    configurations.save("cuda:8.0", {})
+    assert configurations.tuned_classes() == ["cuda:8.0", H200]
+    with configurations.overriding({key: configurations.Configuration(16, 1, 1)}):
+        assert configurations.configuration(H200, *key).block == 16
+    assert configurations.configuration(H200, *key) == tuned
+    monkeypatch.setenv(configurations.VARIABLE, configurations.SHIPPED)
+    configurations.forget()
+    assert configurations.configuration(H200, *key) == shipped
+    with pytest.raises(ValueError, match="there is no file to keep tuned entries in"):
+        configurations.save(H200, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no attribute 'values'"),
+        ({"block": 48, "warps": 4, "stages": 1}, "block must be a power of two, got 48"),
+        ({"block": 16, "warps": 0, "stages": 1}, "warps must be an integer above 0, got 0"),
+        ({"block": 16, "warps": 4}, "missing 1 required positional argument: 'stages'"),
+    ],
+    ids=["no JSON", "no table", "block", "warps", "stages"],
+)
+def test_a_file_that_is_not_understood_is_passed_over(
+    own_file: Path, content: str | dict[str, int], reason: str
+) -> None:
+    own_file.parent.mkdir()
+    text = content
+    if isinstance(content, dict):
+        text = json.dumps({H200: {"gram_few": {"ieee": {"8": content}}}})
+    own_file.write_text(str(text))
+    with pytest.warns(RuntimeWarning, match=f"is passed over, and the shipped .*: .*{reason}"):
         found = configurations.configuration(H200, "gram_few", "ieee", 8)
-        assert found == configurations.Configuration(32, 1, 1)
-        with pytest.raises(KeyError, match="no launch configuration for gram_tiles"):
-            configurations.configuration(H200, "gram_tiles", "ieee", 128)
-    finally:
-        monkeypatch.undo()
-        configurations._table.cache_clear()
-        configurations.configuration.cache_clear()
+    assert found.block == 128
+
+
+def test_a_kernel_without_configurations_is_an_error() -> None:
+    with pytest.raises(KeyError, match="no launch configuration for gram_tiles, ieee, 7 rows"):
+        configurations.configuration(H200, "gram_tiles", "ieee", 7)
 
 
 def test_a_device_without_its_own_configurations_says_so_once(
@@ -174,6 +236,7 @@ def test_a_device_without_its_own_configurations_says_so_once(
     with caplog.at_level(logging.INFO, logger=configurations.__name__):
         for rows in (8, 16):
             configurations.configuration("cuda:8.9", "gram_few", "ieee", rows)
+            configurations.configuration(H200, "gram_few", "ieee", rows)  # has some of its own
     assert [record.getMessage() for record in caplog.records] == [
         "no launch configurations for cuda:8.9: the default ones are used"
     ]

@@ -1,8 +1,9 @@
 """Compiles the Triton kernels for GPUs that are not here, from the launches that calls would make.
 
 ``python triton_aot.py 80 90`` prints one JSON line per kernel variant and compute capability:
-registers' spills, shared memory, matrix instructions. No driver is needed. Runs in a process of its
-own, for Triton either interprets or compiles, from its import on.
+registers' spills, shared memory, matrix instructions; and before them one with the configurations
+that these launches asked for. No driver is needed. Runs in a process of its own, for Triton either
+interprets or compiles, from its import on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparsekern.ops.similarity.triton import calls, device, launches, plan
+from sparsekern.ops.similarity.triton import calls, configurations, device, launches, plan
 
 PROCESSORS = 132
 TYPES = {
@@ -35,8 +36,9 @@ TYPES = {
     torch.int64: "i64",
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Beside the product of two: all sizes that choose another tile, and one beyond the tiles.
-SAMPLES = (8, 16, 32, 64, 128, 256, 300)
+# All sizes that choose another tile, and one beyond whole columns. 16 divides all of them, so that
+# one variant serves several; sizes that it does not divide come after.
+SAMPLES = (8, 16, 32, 64, 128, 256, 304)
 HSIC, CKA = 0, 1
 LINEAR, RBF, POLYNOMIAL, COSINE = (
     (plan.LINEAR, 0.0, 0.0, plan.U_CENTRING, True),
@@ -54,6 +56,12 @@ class Recorder:
             str, tuple[Any, dict[str, str], dict[str, Any], dict[Any, Any], Any]
         ] = {}
         self.prefixes: tuple[str, ...] = ("",)
+        self.asked: set[configurations.Key] = set()
+
+    def configuration(self, device_class: str, *key: Any) -> Any:
+        """Stands in for the choice of configurations, and keeps what was asked for."""
+        self.asked.add(key)  # type: ignore[arg-type]
+        return configurations.configuration(device_class, *key)
 
     def __call__(self, kernel: Any, grid: Any, config: Any, *args: Any, **meta: Any) -> None:
         if not kernel.__name__.startswith(self.prefixes):
@@ -61,18 +69,19 @@ class Recorder:
         signature: dict[str, Any] = {}
         constants: dict[str, Any] = dict(meta)
         attributes: dict[Any, Any] = {}
-        for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
+            name = parameter.name
             if isinstance(value, torch.Tensor):
                 signature[name] = "*" + TYPES[value.dtype]
                 if value.data_ptr() % 16 == 0:
                     attributes[(index,)] = [["tt.divisibility", 16]]
             elif isinstance(value, tuple):
                 signature[name] = ("i64",) * len(value)
-            elif value == 1:  # as the just-in-time compiler does
-                constants[name] = 1
+            elif value == 1 and not parameter.do_not_specialize:
+                constants[name] = 1  # as the just-in-time compiler does
             else:
                 signature[name] = "i32" if value < 2**31 else "i64"
-                if value % 16 == 0:
+                if value % 16 == 0 and not parameter.do_not_specialize:
                     attributes[(index,)] = [["tt.divisibility", 16]]
         ordered = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
         key = repr(
@@ -88,6 +97,7 @@ def record(capability: int) -> Recorder:
     device.processors = lambda _: PROCESSORS
     recorder = Recorder()
     launches._launch = recorder
+    launches.configuration = plan.configuration = recorder.configuration
     recorder.prefixes = ("gram", "product", "column")  # the others do not depend on these sizes
     for precision in ("highest", "high", "medium"):
         torch.set_float32_matmul_precision(precision)
@@ -96,15 +106,17 @@ def record(capability: int) -> Recorder:
                 if precision == "highest" or dtype == torch.float32:
                     gradients([torch.empty(n, 512, dtype=dtype)] * 3)
     torch.set_float32_matmul_precision("highest")
+    for n in SAMPLES:  # not centred: products of float16 as it is
+        calls.gram(torch.empty(n, 512, dtype=torch.float16), *LINEAR[:3], plan.NO_CENTRING, False)
+    gradients([torch.empty(300, 512)] * 3)
     recorder.prefixes = ("",)
     xs = [torch.empty(64, 512)] * 3
     needs = [True] * len(xs)
-    for spec in (LINEAR, RBF, POLYNOMIAL, COSINE):
-        out, state = calls.compare(xs, 0, CKA, *spec, True)
-        calls.compare_grad(out, xs, state, needs, 0, CKA, *spec)
-    calls.compare(xs, 1, HSIC, *LINEAR, True)
-    out, state = calls.group_sum(xs, [3], True, *LINEAR, True)
-    calls.group_sum_grad(out, xs, state, needs, [3], True, *LINEAR)
+    for spec, first, quantity in ((LINEAR, 0, CKA), (RBF, 1, HSIC), (COSINE, 0, CKA)):
+        out, state = calls.compare(xs, first, quantity, *spec, True)
+        calls.compare_grad(out, xs, state, needs, first, quantity, *spec)
+    out, state = calls.group_sum(xs, [3], True, *POLYNOMIAL, True)
+    calls.group_sum_grad(out, xs, state, needs, [3], True, *POLYNOMIAL)
     gradients([torch.empty(8, 37)] * 40)  # nothing aligned, more than a block of layers
     x = torch.empty(300, 512, dtype=torch.bfloat16)
     for centring in (plan.NO_CENTRING, plan.U_CENTRING):
@@ -158,5 +170,7 @@ def build(variant: Any, capability: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for found in record(int(argument)).variants.values():
+        recorder = record(int(argument))
+        print(json.dumps(sorted(recorder.asked)))
+        for found in recorder.variants.values():
             print(json.dumps(build(found, int(argument))), flush=True)

@@ -196,6 +196,72 @@ def gram_columns(
 
 
 @triton.jit(do_not_specialize=["count"])
+def gram_apart(
+    table,
+    count,
+    partials,  # [pieces, 2 ROWS, 2 ROWS]; lower tiles only
+    means,  # [sum of widths]
+    squares,  # [pieces]
+    n,
+    chunk,
+    DTYPE: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CENTER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """As ``gram_columns`` with ``TWO``, each of the three lower tiles in a program of its own.
+
+    For operands beside which the registers hold one tile. The three are neighbours in the launch
+    and walk the same columns: the first to ask brings them from memory, the others find them in
+    the L2 cache. Each sees its columns whole, so no pass for their means comes before.
+    """
+    ACC: tl.constexpr = partials.dtype.element_ty
+    tile = tl.program_id(0) % 3  # upper left, lower left, lower right
+    item = tl.program_id(0) // 3
+    layer, split, _, before = locate(table, count, item, chunk, COUNT)
+    x, width, stride = layer_features(table, count, layer, DTYPE, ALIGNED)
+    begin = split * chunk
+    end = last_column(begin, chunk, width, ALIGNED)
+    rows = tl.arange(0, ROWS)
+    own = rows + tl.where(tile == 0, 0, ROWS)  # the rows of the tile
+    other = rows + tl.where(tile == 0, ROWS, 0)  # its columns in the lower left tile
+    in_own = (own < n)[:, None]
+    in_other = (other < n)[:, None]
+    if not CENTER:  # a tile on the diagonal needs nothing else
+        in_other = (other < tl.where(tile == 1, n, 0))[:, None]
+    noted = tl.where(tile == 0, end, begin)
+    k = tl.zeros((ROWS, ROWS), ACC)
+    energy = tl.zeros((BLOCK_D,), ACC)
+    for at in range(begin, end, BLOCK_D):
+        columns = at + tl.arange(0, BLOCK_D)
+        inside = columns < end
+        place = x + columns[None, :]
+        a = tl.load(place + own[:, None] * stride, mask=in_own & inside[None, :], other=0).to(ACC)
+        b = tl.load(place + other[:, None] * stride, mask=in_other & inside[None, :], other=0).to(
+            ACC
+        )
+        if CENTER:
+            mean = (tl.sum(a, 0) + tl.sum(b, 0)) / n
+            energy += mean * mean
+            tl.store(means + before + columns, mean, mask=columns < noted)
+            a = tl.where(in_own, a - mean[None, :], 0)
+            b = tl.where(in_other, b - mean[None, :], 0)
+        b = tl.where(tile == 1, b, a)
+        k = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), k, input_precision=PRECISION, out_dtype=ACC)
+    LD: tl.constexpr = 2 * ROWS
+    column = rows + tl.where(tile == 2, ROWS, 0)
+    out = partials + item.to(tl.int64) * LD * LD
+    tl.store(out + own[:, None] * LD + column[None, :], k)
+    if CENTER:
+        if tile == 0:
+            tl.store(squares + item, tl.sum(energy).to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["count"])
 def column_means(
     table,
     count,

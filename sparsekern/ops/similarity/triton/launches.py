@@ -178,6 +178,12 @@ class Call:
                 squares, self.n, how.chunk, **meta, ROWS=how.rows, TWO=how.two,
             )  # fmt: skip
             return
+        if how.form == plan.APART:
+            _launch(
+                features.gram_apart, (3 * how.pieces,), config, table, self.count, target,
+                state.means, squares, self.n, how.chunk, **meta, ROWS=how.rows,
+            )  # fmt: skip
+            return
         if self.center:
             means = plan.means_configuration(self.sizes)
             _launch(
@@ -236,10 +242,8 @@ class Call:
     ) -> None:
         """Launches the inner products of all layers and writes what was asked for into ``out``."""
         layers = plan.layers_at_once(self.count)
-        config = configuration(self.device_class, "inner_products", "any", 0)
-        # Matrix products are 16 deep at the least.
-        block = max(16, min(config.block, plan.next_power_of_2(self.n * self.n)))
-        grid = plan.inner_grid(self.n, self.count, block)
+        config = plan.inner_configuration(self.sizes, self.device_class)
+        grid = plan.inner_grid(self.n, self.count, config.block)
         pieces = torch.empty(
             grid[0] * self.count * self.count, dtype=torch.float64, device=self.x.device
         )
@@ -253,7 +257,7 @@ class Call:
             INPUT_UNIT=torch.finfo(self.x.dtype).eps / 2, **self.constants,
             QUANTITY=quantity.code, GROUPS=bool(quantity.groups), MEAN=quantity.mean,
             COUNT=self._layers, LAYERS=layers, ONE_BLOCK=grid[1] == 1,
-            BLOCK_E=block, BLOCK_P=max(1, _REDUCED // layers**2), BLOCK_S=_BLOCK_S,
+            BLOCK_E=config.block, BLOCK_P=max(1, _REDUCED // layers**2), BLOCK_S=_BLOCK_S,
         )  # fmt: skip
 
     def _forward_operands(self) -> str:

@@ -14,7 +14,7 @@ from .configurations import Configuration, configuration
 
 LINEAR, RBF, POLYNOMIAL, COSINE = range(4)
 NO_CENTRING, DOUBLE_CENTRING, U_CENTRING = range(3)
-FEW, COLUMNS, TILES = "gram_few", "gram_columns", "gram_tiles"
+FEW, COLUMNS, APART, TILES = "gram_few", "gram_columns", "gram_apart", "gram_tiles"
 PRODUCT_FEW, PRODUCT_TILES = "product_few", "product_tiles"
 STATS, VARIANCE = 8, 2  # as in entries.py: numbers per layer, and which of them is RBF's σ²
 TILE_GROUP = 8  # rows of tiles that are walked together
@@ -23,17 +23,21 @@ TILE_GROUP = 8  # rows of tiles that are walked together
 # which no rounding is allowed, tensor cores are of no use and this form goes on to 16.
 _FEW_ROWS = 8
 _FEW_ROWS_EXACT = 16
-# Samples up to which a program holds whole columns: its accumulators, the operands that a product
-# is split into and features widened from 16 bits must all fit in registers (compiled to see).
-_COLUMN_ROWS = {"fp64": 64, "ieee": 128, "tf32x3": 128}
+# Samples up to which programs hold whole columns, and up to which one program makes all of their
+# products: its accumulators, the operands that a product is split into and features widened from
+# 16 bits must all fit in registers (compiled to see). Three tiles of 128 x 128 are 192 of the 255
+# registers that a thread may have, and what did not fit would be 200 bytes and more.
+_COLUMN_ROWS = {"fp64": 64}
 _COLUMN_ROWS_DEFAULT = 256
-_COLUMN_ROWS_WIDENED = 128
+_TOGETHER = {"fp64": 64, "ieee": 128, "tf32x3": 128}
+_TOGETHER_DEFAULT = 256
+_TOGETHER_WIDENED = 128
 _TILE_ROWS = {"fp64": 64}
 _TILE_ROWS_DEFAULT = 128
 _PRODUCT_ROWS = {"fp64": 64, "ieee": 64}
 _PRODUCT_ROWS_DEFAULT = 128
 # Programs to aim at, per multiprocessor: one where each leaves a large partial Gram matrix.
-_PROGRAMS = {FEW: 8, COLUMNS: 4, TILES: 2}
+_PROGRAMS = {FEW: 8, COLUMNS: 4, APART: 4, TILES: 2}
 _LARGE_ROWS = 128
 _LAYERS_AT_ONCE = 32
 _INNER_PROGRAMS = 64
@@ -51,12 +55,22 @@ def cdiv(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: its grid and the bytes it must move, each element once."""
+    """One kernel launch: its grid and the bytes it must move, each element once.
+
+    Attributes:
+        kernel: its name.
+        grid: programs.
+        read: bytes from memory.
+        written: bytes to memory.
+        again: bytes of features that further programs ask for, neighbours in the launch, and are to
+            find in the L2 cache.
+    """
 
     kernel: str
     grid: tuple[int, ...]
     read: int = 0
     written: int = 0
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class GramPlan:
     form: str  # the kernel
     config: Configuration
     rows: int  # of a tile
-    two: bool  # gram_columns: two tiles a side
+    two: bool  # gram_columns and gram_apart: two tiles a side
     chunk: int  # columns of a layer that one program takes
     splits: tuple[int, ...]  # programs per layer (and per tile)
     mirror: bool  # whole matrices are written at once, with nothing to add up
@@ -131,10 +145,10 @@ def split_columns(dims: Sequence[int], block: int, target: int) -> tuple[int, tu
     return width, tuple(cdiv(d, width) for d in dims)
 
 
-def _column_rows(sizes: Sizes) -> int:
+def _rows_together(sizes: Sizes) -> int:
     if sizes.operands == "tf32" and sizes.element == 2:
-        return _COLUMN_ROWS_WIDENED
-    return _COLUMN_ROWS.get(sizes.operands, _COLUMN_ROWS_DEFAULT)
+        return _TOGETHER_WIDENED
+    return _TOGETHER.get(sizes.operands, _TOGETHER_DEFAULT)
 
 
 def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPlan:
@@ -153,8 +167,13 @@ def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPl
         config = configuration(device, FEW, operands, rows)
         chunk, splits = split_columns(sizes.dims, config.block, _PROGRAMS[FEW] * processors)
         return GramPlan(FEW, config, rows, False, chunk, splits, False, 1)
-    if n <= _column_rows(sizes):
+    if n <= _COLUMN_ROWS.get(operands, _COLUMN_ROWS_DEFAULT):
         side = max(16, next_power_of_2(n))
+        if n > _rows_together(sizes):
+            config = configuration(device, APART, operands, side)
+            target = _PROGRAMS[APART] * processors // 3
+            chunk, splits = split_columns(sizes.dims, config.block, target)
+            return GramPlan(APART, config, side // 2, True, chunk, splits, False, 1)
         config = configuration(device, COLUMNS, operands, side)
         two = side >= _LARGE_ROWS
         each = 1 if two else _PROGRAMS[COLUMNS]
@@ -201,7 +220,8 @@ def compare_grad_launches(
         launches.append(Launch("add_median_gradient", (count,)))
     features = sizes.bytes_of_features
     if how.programs:
-        launches.append(Launch(how.form, (how.programs,), entries + features, features))
+        again = (how.row_blocks - 1) * features
+        launches.append(Launch(how.form, (how.programs,), entries + features, features, again))
     return launches
 
 
@@ -273,13 +293,18 @@ def gram_launches(
         lower = n * (n + 1) // 2 * sizes.accumulated
         written = entries if plan.mirror else plan.pieces * lower
         grid = (plan.pieces * plan.triangle,)
+        again = plan.tiles  # a tile reads two blocks of samples, and one on the diagonal one twice
     else:
         written = plan.pieces * plan.side**2 * sizes.accumulated
-        if plan.form == COLUMNS and center_features:
+        if plan.form != FEW and center_features:
             written += means
-        grid = (plan.pieces,)
+        apart = plan.form == APART
+        grid = (plan.pieces * (3 if apart else 1),)
+        # A program reads both halves of the samples for their means; else what it multiplies.
+        again = (2 if center_features else 1) if apart else 0
     if plan.pieces:
-        launches.append(Launch(plan.form, grid, sizes.bytes_of_features, written))
+        features = sizes.bytes_of_features
+        launches.append(Launch(plan.form, grid, features, written, again * features))
     rows = (strips(n), count)
     if not plan.mirror:
         launches.append(
@@ -309,13 +334,25 @@ def median_programs(n: int) -> int:
     return min(_INNER_PROGRAMS, cdiv(n * n, 4096))
 
 
+def inner_configuration(sizes: Sizes, device: str) -> Configuration:
+    """Configuration of the inner products: matrix products are 16 entries deep at the least."""
+    config = configuration(device, "inner_products", "any", 0)
+    block = max(16, min(config.block, next_power_of_2(sizes.n * sizes.n)))
+    return Configuration(block, config.warps, config.stages)
+
+
 def compare_launches(
-    sizes: Sizes, plan: GramPlan, kernel: int, center_features: bool, median: bool, table_piece: int
+    sizes: Sizes,
+    plan: GramPlan,
+    device: str,
+    kernel: int,
+    center_features: bool,
+    median: bool,
+    table_piece: int,
 ) -> list[Launch]:
     """Everything that HSIC, CKA or a sum of CKA launches in its forward pass."""
     entries = sizes.count * sizes.n**2 * sizes.accumulated
-    block = configuration("default", "inner_products", "any", 0).block
-    block = max(16, min(block, next_power_of_2(sizes.n * sizes.n)))
+    block = inner_configuration(sizes, device).block
     return [
         *table_launches(4 * sizes.count + 1, table_piece),
         *gram_launches(sizes, plan, kernel, U_CENTRING, center_features, median),
