@@ -14,7 +14,6 @@ import torch
 from .. import info
 from . import peers
 
-
 # Names the commit where there is a copy of the files without git's own.
 _COMMIT = "SPARSEKERN_COMMIT"
 

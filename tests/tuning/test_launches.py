@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(tuning, "_LAYERS", 2)  # the kernels are interpreted
+    monkeypatch.setattr(tuning, "_LAYERS", 2)  # the kernels are interpreted, and the clock exact
+    monkeypatch.setattr(tuning, "_ROUNDS", 1)
     monkeypatch.setenv(configurations.VARIABLE, str(tmp_path / "launches.json"))
     configurations.forget()
     with sk.backend("triton"):
