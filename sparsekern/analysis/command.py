@@ -162,6 +162,9 @@ def _report(result: CKAResult, out: Path) -> None:
         print(line)
     if result.chance == result.chance:
         print(f"by chance alone: 0 ± {result.chance:.1g}")
+    if result.chance_levels is not None:
+        low, high = float(result.chance_levels.min()), float(result.chance_levels.max())
+        print(f"by chance alone: {low:.2f} to {high:.2f}, by the widths of the layers")
     print("written: " + ", ".join(map(str, written)))
 
 

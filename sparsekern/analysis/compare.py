@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..interrupt import StopRequest
 from ..nn.wrappers import unwrap
-from ..ops.similarity.kernels import Kernel, resolve_kernel
+from ..ops.similarity.kernels import Kernel, Linear, resolve_kernel
 from .batches import Call, InputRule, call_of, paired
 from .collective import Team, TeamError
-from .engine import Engine
+from .engine import Engine, Outcome
 from .exact import ExactEngine
 from .features import FeatureRule, SpatialRule, TokenRule
 from .layers import LayerInfo, LayerSpec, Selection, callable_layers, is_leaf, select_layers
@@ -182,7 +182,7 @@ class CKA:
             partial = any(self._team.meet("end", partial, failure))
             rows, columns = self._labels(taps)
             rows, columns = self._team.same_labels(rows, columns)
-            return self._result(engine, rows, columns, partial)
+            return self._result(engine, taps, rows, columns, partial)
 
     def plan(
         self,
@@ -321,8 +321,24 @@ class CKA:
         rows, columns = self._select(taps[0].keys)
         return [names[i] for i in rows], [names[i] for i in columns]
 
+    def _chance_levels(self, taps: list[Taps], outcome: Outcome) -> Tensor | None:
+        """Biased linear CKA of independent features, ``√(pq / ((n + p)(n + q)))``."""
+        if self.estimator != "biased" or not isinstance(self.kernel, Linear):
+            return None
+        shapes = [tap.shapes for tap in taps]
+        if self.same_model:
+            rows, columns = self._select(taps[0].keys)
+            shapes = [[shapes[0][i] for i in chosen] for chosen in (rows, columns)]
+        samples = outcome.samples / (outcome.batches if self.mode == "minibatch" else 1)
+        first, second = (
+            torch.tensor([p / (samples * each + p) for each, p in one], dtype=torch.float64).sqrt()
+            for one in shapes
+        )
+        levels: list[Tensor] = self._team.gather(torch.outer(first, second))
+        return next(one for one in levels if one.numel() > 0)  # no data on a rank, no layers
+
     def _result(
-        self, engine: Engine, rows: list[str], columns: list[str], partial: bool
+        self, engine: Engine, taps: list[Taps], rows: list[str], columns: list[str], partial: bool
     ) -> CKAResult:
         outcome = engine.finish(len(rows), len(columns))
         first, second = (one.cpu() for one in outcome.selves)
@@ -359,6 +375,7 @@ class CKA:
             chance=1 / math.sqrt(outcome.pairs)
             if self.estimator == "unbiased" and outcome.pairs > 0
             else math.nan,
+            chance_levels=self._chance_levels(taps, outcome),
             constant_rows=constant[0],
             constant_columns=constant[1],
             partial=partial,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FORMAT = 1
-_ARRAYS = ("matrix", "standard_error", "p_values")
+_ARRAYS = ("matrix", "standard_error", "p_values", "chance_levels")
 _HTML_CELLS = 24  # a table with more rows or columns than this shows its corner only
 
 
@@ -48,6 +48,9 @@ class CKAResult:
         p_values: ``(rows, columns)`` of the permutation test, or None without one.
         chance: the standard deviation of unbiased CKA between independent features; NaN for the
             biased estimator.
+        chance_levels: ``(rows, columns)``: biased linear CKA of independent Gaussian features as
+            wide as these, on average; None for another kernel, and for the unbiased estimator, for
+            which it is 0.
         constant_rows: first-model layers without variation; their CKA is set to 0.
         constant_columns: the second model's.
         partial: whether the comparison was interrupted: the result is that of ``n`` samples.
@@ -66,6 +69,7 @@ class CKAResult:
     standard_error: Tensor | None = None
     p_values: Tensor | None = None
     chance: float = float("nan")
+    chance_levels: Tensor | None = None
     constant_rows: list[str] = field(default_factory=list)
     constant_columns: list[str] = field(default_factory=list)
     partial: bool = False

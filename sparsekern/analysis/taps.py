@@ -53,6 +53,7 @@ class Taps:
         self._seen: dict[Key, Any] = {}
         self._calls: dict[str, int] = {}
         self._unusable: set[str] = set()
+        self._shapes: dict[Key, tuple[float, int]] = {}
         self._keys: list[Key] | None = None
         self._fused_layers: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -80,6 +81,11 @@ class Taps:
     def keys(self) -> list[Key]:
         """The layers that ran, in the order of definition; known after the first forward."""
         return self._keys or []
+
+    @property
+    def shapes(self) -> list[tuple[float, int]]:
+        """Of each key the rows of features for one sample, and how many features there are."""
+        return [self._shapes[key] for key in self.keys]
 
     def names(self) -> list[str]:
         """One label for each key: the layer's name, ``name#2`` for a second call of it."""
@@ -158,6 +164,7 @@ class Taps:
             return
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
+        self._shapes.setdefault((name, call), (len(features) / self._samples, features[0].numel()))
         try:
             self._seen[name, call] = self._reduce((name, call), features)
         except ValueError as error:

@@ -21,6 +21,7 @@ def _tasks(tools):
         "rbf": task(options={"mode": "exact", "kernel": "rbf"}, moments=()),
         "polynomial": task(options={"mode": "exact", "kernel": "polynomial"}, moments=()),
         "few": task(batches=batches[:1]),
+        "few, biased": task(batches=batches[:1], options={"estimator": "biased"}),
         "few, exact": task(batches=batches[:1], options={"mode": "exact"}),
         "spoiled": task(spoil=1),
         "spoiled, exact": task(spoil=1, options={"mode": "exact"}, moments=(0,)),
@@ -52,7 +53,9 @@ def test_ranks_agree_with_one_process(world, tools, run_ranks, tmp_path):
                 )
                 assert found["p_values"][0, 1] == pytest.approx(0.01)
     few = tools.compare_given(tasks["few"]["batches"])
+    levels = tools.compare_given(tasks["few"]["batches"], estimator="biased").chance_levels
     for number, rank in enumerate(ranks):
+        torch.testing.assert_close(rank["few, biased"]["chance_levels"], levels)
         # Ranks without data see the result of the others.
         torch.testing.assert_close(rank["few"]["matrix"], few.matrix, atol=1e-6, rtol=0)
         assert "every rank needs at least one batch" in rank["few, exact"]

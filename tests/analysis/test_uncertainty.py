@@ -143,6 +143,11 @@ def test_levels_of_chance(tools):
     biased = tools.compare_given(batches, estimator="biased").matrix[0, 1]
     mean, _ = chance_level("biased", [10] * 3, (50, 50))
     assert float(biased) == pytest.approx(mean, abs=0.1)
+    for mode, samples in (("minibatch", 10), ("exact", 30)):
+        levels = tools.compare_given(batches, estimator="biased", mode=mode).chance_levels
+        mean, _ = chance_level("biased", [samples], (50, 50))
+        assert levels[3, 4] == pytest.approx(mean, abs=1e-12)
+    assert result.chance_levels is None
     assert math.isnan(tools.compare_given(batches, estimator="biased").chance)
     with pytest.raises(ValueError, match="features must be given"):
         chance_level("biased", [10])
