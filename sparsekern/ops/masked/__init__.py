@@ -1,7 +1,8 @@
 """Products with masked weights."""
 
+from .compressed import CompressedWeight
 from .convolution import masked_conv2d
 from .linear import masked_linear, sddmm, spmm
 from .pattern import SparsityPattern
 
-__all__ = ["SparsityPattern", "masked_conv2d", "masked_linear", "sddmm", "spmm"]
+__all__ = ["CompressedWeight", "SparsityPattern", "masked_conv2d", "masked_linear", "sddmm", "spmm"]
