@@ -48,7 +48,9 @@ __global__ void __launch_bounds__(kBlock, kResident) pack_mask(const uint8_t* ma
   const int64_t first = span * kSpan + lane * kOwn;
   unsigned words[kOwn] = {};
   int kept_of_row = 0;  // in lane r, of the tile's row r
-#pragma unroll 4
+  // Whose loads are under way together; single bytes take a register each.
+  constexpr int kRows = aligned ? 4 : 1;
+#pragma unroll kRows
   for (int r = 0; r < kBand; ++r) {
     const int64_t row = band * kBand + r;
     Bytes bytes = {};
