@@ -94,6 +94,11 @@ def choice(variable: str, allowed: tuple[str, ...]) -> str:
 CPU = choice("SPARSEKERN_CPU", ("auto", "1", "0"))
 CUDA = choice("SPARSEKERN_CUDA", ("auto", "1", "0"))
 WERROR = choice("SPARSEKERN_WERROR", ("0", "1"))
+if not re.fullmatch(r"[1-9]\d*", os.environ.get("SPARSEKERN_BUILD_JOBS", "1")):
+    sys.exit(
+        "SPARSEKERN_BUILD_JOBS must be a number of files from 1 on, got "
+        f"{os.environ['SPARSEKERN_BUILD_JOBS']!r}"
+    )
 
 
 class NotFoundError(Exception):
@@ -216,7 +221,7 @@ def nvcc_jobs() -> int:
     """How many nvcc run at a time: as many as there are cores, and no more than fit the memory."""
     told = os.environ.get("SPARSEKERN_BUILD_JOBS")
     if told:
-        return max(1, int(told))
+        return int(told)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())

@@ -140,6 +140,13 @@ def test_architectures_that_are_none(tree: Tree, archs: str, message: str) -> No
         assert "it knows 80, 86, 90" in result.stderr
 
 
+def test_a_number_of_jobs_that_is_none(tree: Tree) -> None:
+    result = tree.build(SPARSEKERN_BUILD_JOBS="many")
+    assert result.returncode != 0
+    assert "SPARSEKERN_BUILD_JOBS must be a number of files from 1 on, got 'many'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_without_nvcc(tree: Tree) -> None:
     result = tree.build(CUDACXX="/no/such/nvcc")
     assert result.returncode == 0, result.stderr
