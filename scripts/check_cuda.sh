@@ -31,7 +31,8 @@ nvcc=${CUDACXX:-${CUDA_HOME:+$CUDA_HOME/bin/}nvcc}
 for kernel in selection:collect selection:count_digit masks:write_masks penalties:sum_bent \
     bitmask:multiply_few bitmask:multiply_panels \
     penalties:write_slopes penalties:sum_negatives penalties:scale_negatives activity:count_runs \
-    'activity:count_columns.*Li[248]E'; do # not the one for tensors that are not aligned
+    'activity:count_columns.*Li[248]E' spmm:multiply_rows sddmm:sample_entries values:zero_masked \
+    pattern:pack_maskILb1; do # not the one for tensors that are not aligned
     file=${kernel%%:*} name=${kernel#*:}
     [[ -f $scratch/$file.ptx ]] || "$nvcc" -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 \
         -Icsrc -ptx "csrc/cuda/$file.cu" -o "$scratch/$file.ptx"
@@ -45,3 +46,13 @@ awk '/\.entry/ { inside = /multiply_panels/; all += inside }
     inside && /mma\.sync\.aligned\.m16n8k16/ { ++multiplied; inside = 0 }
     END { exit !(all && multiplied == all) }' "$scratch/bitmask.ptx" ||
     fail "bitmask:multiply_panels does not use the tensor cores"
+
+# The budget of local memory is nothing: neither spilled registers nor arrays without a register.
+for ptx in "$scratch"/*.ptx; do
+    for arch in 80 90 100 120; do
+        "$nvcc" -arch=sm_$arch -cubin -Xptxas -v "$ptx" -o "$scratch/cubin" 2>&1 |
+            awk '/bytes stack frame/ { ++all; some += $1 != 0 } END { exit !(all && !some) }' ||
+            fail "kernels of $(basename "$ptx" .ptx) use local memory on $arch"
+    done
+done
+echo "no kernel uses local memory"

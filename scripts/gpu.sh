@@ -68,7 +68,8 @@ sanitize() { # tool, seconds it may take; files and further arguments of pytest
         --kernel-name kns=sparsekern --error-exitcode 1 --target-processes all \
         "$PYTHON" -m pytest -q -x -m gpu -p no:cacheprovider "$@"
 }
-kernel_tests=(tests/ops/masked/test_bitmask.py tests/ops/selection/test_cuda.py
+kernel_tests=(tests/ops/masked/test_bitmask.py tests/ops/masked/test_cuda.py
+    tests/ops/masked/test_cuda_pattern.py tests/ops/selection/test_cuda.py
     tests/ops/penalties/test_cuda.py tests/ops/activity/test_cuda.py)
 if [[ ${SANITIZE:-0} == 1 ]]; then
     PATH="$PATH:${CUDA_HOME:+$CUDA_HOME/bin:}/usr/local/cuda/bin"
@@ -97,6 +98,8 @@ bench "similarity, bfloat16" 45 highest "$out" --case G1,G2,G3 --dtype bfloat16 
 bench "similarity, tf32" 35 medium "$out/tf32" --case G1,G3 "${few[@]}"
 bench "compressed weights" 60 highest "$out" --case G5 --dtype bfloat16,float32
 bench "selection" 60 highest "$out" --case G6 --dtype float32,bfloat16
+bench "masked layers" 90 highest "$out" --case G4 --dtype float32,bfloat16
+part "tune" 30 "$PYTHON" -m sparsekern tune --device cuda --masked --dry-run
 total=$((total - 20)) # the tables' own
 bench "similarity, float32" 140 highest "$out" --case G1,G2,G3
 total=$((total + 20))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.masked import choice, convolution, reference
+from ..ops.masked import choice, convolution, cuda, cuda_choice, reference
 from ..ops.masked.linear import implementation_for
 from ..ops.masked.pattern import SparsityPattern
 from .layers import MaskedConv2d, MaskedLinear
@@ -103,7 +103,9 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     """What computes the forward pass, the gradient of the input and that of the weight."""
     pattern = layer.pattern
     assert isinstance(pattern, SparsityPattern)
-    if implementation_for(x, pattern) is reference:
+    is_linear = not isinstance(layer, MaskedConv2d)
+    implementation = implementation_for(x, pattern, cuda if is_linear else None)
+    if implementation is reference:
         return ("reference",) * 3
     if isinstance(layer, MaskedConv2d):
         options = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -112,6 +114,9 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     batch = x.numel() // max(1, x.shape[-1])
 
     def chosen(part: str) -> str:
+        if implementation is cuda:
+            rows = x.reshape(-1, pattern.columns)
+            return cuda_choice.here(part, rows, layer.weight, pattern.expected_nnz)
         sparse = choice.here(part, batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
         return "sparse" if sparse else "dense"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import dispatch, native
-from ..ops.masked import rates
+from ..ops.masked import cuda_rates, rates
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _GPUS = ("cuda", "xpu")
@@ -19,6 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cpu: the rates by which masked products choose an algorithm; a GPU: the launch "
         "configurations of its similarity kernels, which changes their last bits (default: cpu)",
+    )
+    parser.add_argument(
+        "--masked",
+        action="store_true",
+        help="of a GPU of --device cuda: the rates by which masked products choose an algorithm, "
+        "instead of launch configurations",
     )
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch has them)")
     parser.add_argument(
@@ -37,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: if there is nothing to tune here, or an argument is out of its range.
     """
+    if arguments.masked and arguments.device == "cuda":
+        return _tune_masked(arguments.dry_run)
     if arguments.device != "cpu":
         return _tune_launches(arguments.device, arguments.dtype.split(","), arguments.dry_run)
     return _tune_rates(arguments.threads, arguments.dry_run)
@@ -93,4 +101,26 @@ def _tune_launches(kind: str, dtypes: list[str], dry_run: bool) -> int:
     if not dry_run:
         path = configurations.save(device.device_class(where), found)
         print(f"saved in {path}: {len(found)} that differ from the shipped ones")
+    return 0
+
+
+def _tune_masked(dry_run: bool) -> int:
+    import torch
+
+    from ..bench.cuda_timing import CudaTimer
+    from . import measure_cuda
+
+    reason = dispatch.missing_reason("cuda")
+    if reason:
+        raise ValueError(f"there is no choice of algorithm to tune on a GPU: {reason}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not dispatch.runs_cuda_kernels(device):
+        raise ValueError(f"the CUDA kernels do not run on {device}: see `sparsekern info`")
+    name = torch.cuda.get_device_name(device)
+    print(name, flush=True)
+    found = measure_cuda.measure(
+        device, lambda text: print(text, flush=True), CudaTimer().device_seconds
+    )
+    if not dry_run:
+        print(f"saved in {cuda_rates.save(found, name)}")
     return 0

@@ -36,6 +36,7 @@ class DeviceOrders:
             raise ValueError(f"mask of shape {tuple(mask.shape)} has 2^31 rows or columns or more")
         self._host: Tensor | None = None
         self._arrival: torch.cuda.Event | None = None
+        self._is_captured = False  # a CUDA graph may update it unseen
         self.known: int | None = _count(mask)
         self.expected = _coarse(self.known)
         self._make_room(mask, self.known)
@@ -57,7 +58,7 @@ class DeviceOrders:
 
     def count(self, mask: Tensor) -> int:
         """How many entries are kept: waits for the device after an update, and makes room."""
-        if self.known is None:
+        if self.known is None or self._is_captured:
             found = int(self.tensors[1][-1])
             if found > self.tensors[2].shape[0]:
                 self._make_room(mask, found)
@@ -86,7 +87,8 @@ class DeviceOrders:
     def _send(self) -> None:
         """Lets the count come to the host whenever it is there."""
         count = self.tensors[1][-1:]
-        if not count.is_cuda or torch.cuda.is_current_stream_capturing():
+        if not count.is_cuda or _is_capturing(count):
+            self._is_captured |= count.is_cuda
             self._arrival = None
             return
         if self._host is None:
@@ -99,7 +101,9 @@ class DeviceOrders:
         """The latest count that the host knows of, if that of the last update has arrived."""
         if self.known is not None:
             return self.known
-        if self._arrival is None or self._host is None or not self._arrival.query():
+        if self._arrival is None or self._host is None or _is_capturing(self.tensors[1]):
+            return None  # an event must not be asked while a graph is captured
+        if not self._arrival.query():
             return None
         return int(self._host)
 
@@ -112,6 +116,10 @@ def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
         tensors[2].shape[0],
         *(tensor.data_ptr() for tensor in tensors[:8]),
     )
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _count(mask: Tensor) -> int:
