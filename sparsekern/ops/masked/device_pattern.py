@@ -34,9 +34,10 @@ class DeviceOrders:
         self._rows, self._columns = mask.shape[0], mask.shape[1:].numel()
         if max(self._rows, self._columns) > _INT32_MAX:
             raise ValueError(f"mask of shape {tuple(mask.shape)} has 2^31 rows or columns or more")
-        self._host: Tensor | None = None
+        self._host = _host_word() if mask.is_cuda else None
         self._arrival: torch.cuda.Event | None = None
-        self._is_captured = False  # a CUDA graph may update it unseen
+        self._is_captured = False  # a CUDA graph may update it unseen, in memory that must stay
+        self._held: list[list[Tensor]] = []
         self.known: int | None = _count(mask)
         self.expected = _coarse(self.known)
         self._make_room(mask, self.known)
@@ -76,6 +77,8 @@ class DeviceOrders:
         capacity = min(nnz + spare, mask.numel(), _INT32_MAX)
         rows, columns = self._rows, self._columns
         sizes = (rows + 1, capacity, columns + 1, capacity, capacity, rows + 1, columns + 1)
+        if self._is_captured:
+            self._held.append(self.tensors)
         made = [torch.empty(size, dtype=torch.int32, device=mask.device) for size in sizes]
         self.tensors = [mask, *made]
 
@@ -87,12 +90,10 @@ class DeviceOrders:
     def _send(self) -> None:
         """Lets the count come to the host whenever it is there."""
         count = self.tensors[1][-1:]
-        if not count.is_cuda or _is_capturing(count):
+        if self._host is None or _is_capturing(count):
             self._is_captured |= count.is_cuda
             self._arrival = None
             return
-        if self._host is None:
-            self._host = torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True)
         self._host.copy_(count, non_blocking=True)
         self._arrival = torch.cuda.Event()
         self._arrival.record(torch.cuda.current_stream(count.device))
@@ -116,6 +117,11 @@ def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
         tensors[2].shape[0],
         *(tensor.data_ptr() for tensor in tensors[:8]),
     )
+
+
+def _host_word() -> Tensor:
+    """Memory that the device writes a count to by itself."""
+    return torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True)
 
 
 def _is_capturing(x: Tensor) -> bool:
