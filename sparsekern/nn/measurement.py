@@ -103,8 +103,7 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     """What computes the forward pass, the gradient of the input and that of the weight."""
     pattern = layer.pattern
     assert isinstance(pattern, SparsityPattern)
-    is_linear = not isinstance(layer, MaskedConv2d)
-    implementation = implementation_for(x, pattern, cuda if is_linear else None)
+    implementation = implementation_for(x, pattern, cuda)
     if implementation is reference:
         return ("reference",) * 3
     if isinstance(layer, MaskedConv2d):
