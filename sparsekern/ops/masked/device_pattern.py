@@ -38,6 +38,7 @@ class DeviceOrders:
         self._arrival: torch.cuda.Event | None = None
         self._is_captured = False  # a CUDA graph may update it unseen, in memory that must stay
         self._held: list[list[Tensor]] = []
+        self.tensors: list[Tensor] = []
         self.known: int | None = _count(mask)
         self.expected = _coarse(self.known)
         self._make_room(mask, self.known)
