@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kBlock, kResident) pack_mask(const uint8_t* ma
   unsigned words[kOwn] = {};
   int kept_of_row = 0;  // in lane r, of the tile's row r
   // Whose loads are under way together; single bytes take a register each.
-  constexpr int kRows = aligned ? 4 : 1;
+  [[maybe_unused]] constexpr int kRows = aligned ? 4 : 1;
 #pragma unroll kRows
   for (int r = 0; r < kBand; ++r) {
     const int64_t row = band * kBand + r;
