@@ -98,8 +98,8 @@ bench "similarity, bfloat16" 45 highest "$out" --case G1,G2,G3 --dtype bfloat16 
 bench "similarity, tf32" 35 medium "$out/tf32" --case G1,G3 "${few[@]}"
 bench "compressed weights" 60 highest "$out" --case G5 --dtype bfloat16,float32
 bench "selection" 60 highest "$out" --case G6 --dtype float32,bfloat16
-bench "masked layers" 90 highest "$out" --case G4 --dtype float32,bfloat16
-part "tune" 30 "$PYTHON" -m sparsekern tune --device cuda --masked --dry-run
+bench "masked layers" 60 highest "$out" --case G4 --dtype float32,bfloat16
+part "tune" 20 "$PYTHON" -m sparsekern tune --device cuda --masked --dry-run
 total=$((total - 20)) # the tables' own
 bench "similarity, float32" 140 highest "$out" --case G1,G2,G3
 total=$((total + 20))

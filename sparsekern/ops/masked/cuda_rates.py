@@ -3,7 +3,7 @@
 **The shipped rates are not measured with these kernels.** ``memory`` and the dense rates are about
 what torch reaches on large tensors where somebody has said so (H200), and else three quarters of
 what the vendor's data sheet gives; ``cache`` and ``launch`` are guesses. ``sparsekern tune
---device cuda`` measures all of them on the GPU at hand.
+--device cuda --masked`` measures all of them on the GPU at hand.
 """
 
 from __future__ import annotations
