@@ -1,4 +1,4 @@
-"""Training steps of whole networks with masked layers, against dense and masked-dense ones."""
+"""Training steps: with masked layers, against dense and masked-dense ones; with each method."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import sparsekern as sk
 
 from ...training.models import build_model, mlp
+from .. import method_steps
 from ..case import OURS, AnyCase, Case, Contender, Series
 from ..gate import relative_distance
 
@@ -204,4 +205,7 @@ def cases(quick: bool) -> list[AnyCase]:
     """The cases of this family."""
     sparsities = (0.9,) if quick else SPARSITIES
     networks = _QUICK if quick else _FULL
-    return [StepWork(*network, s).case() for network in networks for s in sparsities]
+    steps: list[AnyCase] = [
+        StepWork(*network, s).case() for network in networks for s in sparsities
+    ]
+    return [*steps, *method_steps.cases()]
