@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..ops.masked import SparsityPattern
-from .densities import erk_counts, kept_in_all
+from .densities import check_sparsity, erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
 from .weights import excluded_modules, find_weights
 
@@ -52,11 +52,13 @@ def sparsify(
         The model.
 
     Raises:
+        TypeError: if the model is no module.
         ValueError: for other values than these, an excluded name that no module has, or a model
             without a layer to mask.
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_sparsity(sparsity)
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
     if criterion not in _CRITERIA:

@@ -7,7 +7,14 @@ proportion to the sum of its dimensions, so that small layers stay denser than l
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raises a ValueError unless it is a number in ``[0, 1)``."""
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
 
 
 def kept_in_all(total: int, sparsity: float) -> int:
@@ -29,8 +36,7 @@ def erk_counts(shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
     Raises:
         ValueError: for a sparsity outside ``[0, 1)``.
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     return erk_shares(shapes, kept_in_all(sum(math.prod(shape) for shape in shapes), sparsity))
 
 

@@ -54,7 +54,7 @@ class _Masked(nn.Module):
 
         Raises:
             TypeError: if it is neither.
-            ValueError: if its shape is not the weight's.
+            ValueError: if its shape is not the weight's, or it has no values (device meta).
         """
         kept = mask.mask if isinstance(mask, SparsityPattern) else mask
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
@@ -65,6 +65,8 @@ class _Masked(nn.Module):
                 f"mask has shape {tuple(kept.shape)} and the weight {tuple(self.weight.shape)}: "
                 "expected the same"
             )
+        if kept.is_meta and not self.mask.is_meta:
+            raise ValueError(f"mask is on meta and the weight on {self.weight.device}")
         kept = kept.to(self.mask.device)
         if self._pattern is None:
             self.mask = kept.clone()

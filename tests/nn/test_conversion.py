@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +120,8 @@ def test_subclasses_and_hooked_layers_are_left_alone() -> None:
     [
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\), got 1.0"),
         ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\), got -0.1"),
+        ({"sparsity": math.nan}, r"sparsity must be in \[0, 1\), got nan"),
+        ({"sparsity": "0.9"}, r"sparsity must be in \[0, 1\), got '0.9'"),
         ({"scheme": "best"}, "scheme must be one of erk, uniform, global, got 'best'"),
         ({"criterion": "snip"}, "criterion must be one of magnitude, random, got 'snip'"),
         ({"scheme": "global", "criterion": "random"}, 'criterion must be "magnitude"'),
@@ -126,6 +130,11 @@ def test_subclasses_and_hooked_layers_are_left_alone() -> None:
 def test_errors(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sk.nn.sparsify(network(), **{"sparsity": 0.5, **options})  # type: ignore[arg-type]
+
+
+def test_something_else_than_a_model() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
+        sk.nn.sparsify([nn.Linear(2, 2)], 0.5)  # type: ignore[type-var]
 
 
 def test_to_dense_and_back() -> None:

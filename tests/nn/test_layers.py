@@ -196,6 +196,8 @@ def test_errors() -> None:
         layer.set_mask(torch.ones(4, 5))
     with pytest.raises(TypeError, match="got float"):
         layer.set_mask(0.5)
+    with pytest.raises(ValueError, match="mask is on meta and the weight on cpu"):
+        layer.set_mask(torch.ones(4, 5, dtype=torch.bool, device="meta"))
 
 
 def test_distributed_data_parallel(run_ranks: Callable[..., None], tmp_path: Path) -> None:

@@ -239,8 +239,7 @@ def test_one_thread_and_two_agree() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("algorithm")
-def test_no_images() -> None:
+def check_no_images() -> None:
     weight, bias = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(4)
     x = torch.randn(0, 3, 8, 8, requires_grad=True)
     out = sk.masked_conv2d(x, weight, torch.ones(weight.shape, dtype=torch.bool), bias)
@@ -248,6 +247,24 @@ def test_no_images() -> None:
     out.sum().backward()
     assert x.grad.shape == x.shape
     assert not weight.grad.any()
+
+
+@pytest.mark.usefixtures("algorithm")
+def test_no_images() -> None:
+    check_no_images()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_few_images_and_a_mask_of_one_value_by_what_is_chosen(kept: bool) -> None:
+    check_no_images()
+    for images in (0, 1, 2):
+        geometry = ((3, 3), 1, 1, 1, 1)
+        x, weight, mask, bias, grad = problem(
+            images, geometry, 0.5, torch.float32, torch.contiguous_format
+        )
+        mask.fill_(kept)
+        expected = reference(x, weight, mask, bias, grad, False, 1, 1)
+        oracle.assert_close(run(x, weight, mask, bias, grad, 1, 1), expected, torch.float32)
 
 
 @pytest.mark.usefixtures("algorithm")
@@ -298,7 +315,13 @@ def test_autocast_and_compile(kernel: int) -> None:
 def test_errors() -> None:
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(12, 8, 3, 3)
     mask = torch.ones(weight.shape, dtype=torch.bool)
+    for wrong in (mask.float(), mask.byte(), [1]):
+        with pytest.raises(TypeError, match="mask must be a bool tensor or a SparsityPattern"):
+            sk.masked_conv2d(x, weight, wrong)
     for arguments, message in (
+        ((x, weight, mask.to("meta")), "mask is on meta and weight on cpu"),
+        ((x.to("meta"), weight, mask), "x is on meta and weight on cpu"),
+        ((x, weight, mask, torch.ones(5)), r"bias must have shape \(12,\)"),
         ((x, weight[0], mask[0]), r"weight must have shape \(out, in / groups, kh, kw\)"),
         ((x[:, :4], weight, mask), r"x must have shape \(N, 8, H, W\)"),
         ((x[0, 0], weight, mask), r"x must have shape"),
