@@ -25,7 +25,7 @@ const MaskedConvTable<double>& kernels<double>() {
 }
 
 constexpr int64_t kPackChannels = 16;       // of one packing task
-constexpr int64_t kScratchBytes = 6 << 20;  // of packed tiles, where two for each thread fit
+constexpr int64_t kScratchBytes = 1 << 20;  // of packed tiles for each thread: its second cache
 constexpr int64_t kSumsBytes = 8 << 10;     // of a block of filters, in the first cache
 constexpr int64_t kTasks = 4;               // for each thread, for filters differ in their weights
 constexpr double kThreadWork = 1e5;         // multiplications below which one thread is faster
@@ -147,7 +147,7 @@ class Panels {
 
 // Tiles packed at a time.
 int64_t group_tiles(int64_t tiles, int64_t tile_bytes, int threads) {
-  const int64_t fit = std::max<int64_t>(1, kScratchBytes / std::max<int64_t>(1, tile_bytes));
+  const int64_t fit = threads * kScratchBytes / std::max<int64_t>(1, tile_bytes);
   const int64_t most = std::max<int64_t>(threads, fit / threads * threads);
   return ceil_div(tiles, ceil_div(tiles, most));
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .. import dispatch, native
 from ..ops.masked import cuda_rates, rates
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _GPUS = ("cuda", "xpu")
+_WORTH_TELLING = 1.05  # times the fastest algorithm
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +31,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch has them)")
     parser.add_argument(
         "--dtype",
-        default=",".join(_DTYPES),
-        help="of a GPU's features, separated by commas (default: %(default)s)",
+        help="of a GPU's features, separated by commas (default: all), or of the grid of --check "
+        "(default: float32)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show what is found, and leave the file as it is"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="measure no rates; time every algorithm on a grid of layers for a minute, and tell "
+        "where the one that is chosen is not the fastest",
+    )
+    parser.add_argument("--out", type=Path, help="where to write the grid's times, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,17 +52,24 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: if there is nothing to tune here, or an argument is out of its range.
     """
+    if arguments.check and arguments.device != "cpu":
+        raise ValueError("--check is for the algorithms of the cpu")
+    if arguments.out is not None and not arguments.check:
+        raise ValueError("--out is for the times of a grid: it needs --check")
     if arguments.masked and arguments.device == "cuda":
         return _tune_masked(arguments.dry_run)
     if arguments.device != "cpu":
-        return _tune_launches(arguments.device, arguments.dtype.split(","), arguments.dry_run)
-    return _tune_rates(arguments.threads, arguments.dry_run)
+        dtypes = arguments.dtype.split(",") if arguments.dtype else list(_DTYPES)
+        return _tune_launches(arguments.device, dtypes, arguments.dry_run)
+    isa, threads = _announce(arguments.threads)
+    if arguments.check:
+        return _check(isa, threads, arguments.dtype or "float32", arguments.out)
+    return _tune_rates(isa, threads, arguments.dry_run)
 
 
-def _tune_rates(threads: int | None, dry_run: bool) -> int:
+def _announce(threads: int | None) -> tuple[str, int]:
+    """The instruction set and torch's threads, set as asked."""
     import torch
-
-    from . import measure
 
     reason = native.cpu_missing_reason()
     if reason:
@@ -64,9 +80,36 @@ def _tune_rates(threads: int | None, dry_run: bool) -> int:
         torch.set_num_threads(threads)
     isa, threads = str(native.cpu().isa()), torch.get_num_threads()
     print(f"instruction set {isa}, {threads} threads", flush=True)
+    return isa, threads
+
+
+def _tune_rates(isa: str, threads: int, dry_run: bool) -> int:
+    from . import measure
+
     found = measure.measure(lambda text: print(text, flush=True))
     if not dry_run:
         print(f"saved in {rates.save(found, isa, threads)}")
+    return 0
+
+
+def _check(isa: str, threads: int, dtype: str, out: Path | None) -> int:
+    """Times the grid, and tells where the rates in use lead to another algorithm than the best."""
+    import torch
+
+    from . import grid
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)} for a grid, got {dtype!r}")
+    found = grid.measure(isa, threads, getattr(torch, dtype), lambda text: print(text, flush=True))
+    if out is not None:
+        found.save(out)
+    losses = list(found.losses(rates.rates(isa, threads).of(getattr(torch, dtype))))
+    for loss in losses:
+        if loss.ratio > _WORTH_TELLING:
+            print(loss)
+    good = sum(loss.ratio <= _WORTH_TELLING for loss in losses)
+    worst = max(loss.ratio for loss in losses)
+    print(f"{good} of {len(losses)} within {_WORTH_TELLING} of the fastest, the worst {worst:.2f}")
     return 0
 
 

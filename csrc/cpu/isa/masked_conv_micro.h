@@ -311,8 +311,15 @@ void pack_planar(const Picture& x, const ConvLane* lanes, const Frame& frame, in
         if (frame.phases == 1) {
           for (int64_t c = 0; c < width; ++c, from += L) store(row + (first + c) * L, load(from));
         } else {
-          for (int64_t c = 0; c < width; ++c, from += L)
-            store(row + slot(frame, first + c) * L, load(from));
+          int64_t phase = first % frame.phases, at = slot(frame, first);
+          for (int64_t c = 0; c < width; ++c, from += L) {
+            store(row + at * L, load(from));
+            at += frame.phase_pitch;  // of the next phase, or the next column of the first one
+            if (++phase == frame.phases) {
+              phase = 0;
+              at += 1 - frame.row_pitch;
+            }
+          }
         }
       }
     }

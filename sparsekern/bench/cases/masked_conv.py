@@ -1,4 +1,4 @@
-"""Masked convolutions of ResNet-20/32 on CIFAR and of ResNet-18, forward and backward."""
+"""Masked convolutions of ResNet-20/32, of ResNet-18 and in groups, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from ..gate import relative_distance
 from ..inputs import double
 
 SUITE = "masked"
-SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
-# batch, channels, height and width, filters, kernel, stride
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.998)
+# batch, channels, height and width, filters, kernel, stride, groups
 _SHAPES = {
-    "r20-16": (128, 16, 32, 16, 3, 1),
-    "r20-32": (128, 32, 16, 32, 3, 1),
-    "r20-64": (128, 64, 8, 64, 3, 1),
-    "r20-down": (128, 16, 32, 32, 3, 2),
-    "r18-64": (16, 64, 56, 64, 3, 1),
-    "r18-128": (16, 128, 28, 128, 3, 1),
-    "r18-256": (16, 256, 14, 256, 3, 1),
-    "r18-512": (16, 512, 7, 512, 3, 1),
-    "r18-down": (16, 64, 56, 128, 3, 2),
-    "r18-shortcut": (16, 64, 56, 128, 1, 2),
+    "r20-16": (128, 16, 32, 16, 3, 1, 1),
+    "r20-32": (128, 32, 16, 32, 3, 1, 1),
+    "r20-64": (128, 64, 8, 64, 3, 1, 1),
+    "r20-down": (128, 16, 32, 32, 3, 2, 1),
+    "r18-64": (16, 64, 56, 64, 3, 1, 1),
+    "r18-128": (16, 128, 28, 128, 3, 1, 1),
+    "r18-256": (16, 256, 14, 256, 3, 1, 1),
+    "r18-512": (16, 512, 7, 512, 3, 1, 1),
+    "r18-down": (16, 64, 56, 128, 3, 2, 1),
+    "r18-shortcut": (16, 64, 56, 128, 1, 2, 1),
+    "grouped": (16, 128, 28, 128, 3, 1, 32),
+    "depthwise": (16, 128, 28, 128, 3, 1, 128),
 }
+_REASONS = {"r20": "a CIFAR ResNet-20's or -32's layer", "r18": "an ImageNet ResNet-18's layer"}
 _QUICK = ("r20-32", "r20-down")
 _QUICK_BATCH = 32
 # Sums of up to 128 x 1024 products in float32, against float64.
@@ -46,12 +49,13 @@ class Work:
     filters: int
     kernel: int
     stride: int
+    groups: int
     sparsity: float
 
     @property
     def options(self) -> dict[str, Any]:
-        """Stride and padding."""
-        return {"stride": self.stride, "padding": self.kernel // 2}
+        """Stride, padding and groups."""
+        return {"stride": self.stride, "padding": self.kernel // 2, "groups": self.groups}
 
     @property
     def out(self) -> int:
@@ -65,9 +69,10 @@ class Work:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
-        shape = (self.filters, self.channels, self.kernel, self.kernel)
+        depth = self.channels // self.groups
+        shape = (self.filters, depth, self.kernel, self.kernel)
         mask = torch.rand(shape, generator=generator) >= self.sparsity
-        weight = random(*shape) / (self.channels * self.kernel**2) ** 0.5
+        weight = random(*shape) / (depth * self.kernel**2) ** 0.5
         x = random(self.batch, self.channels, self.size, self.size)
         return {
             "x": x.to(dtype).requires_grad_(),
@@ -97,7 +102,7 @@ class Work:
     @property
     def cost(self) -> Cost:
         """Kept weights' products; x and grad twice, results once, and the dense gradient."""
-        total = self.filters * self.channels * self.kernel**2
+        total = self.filters * self.channels // self.groups * self.kernel**2
         nnz = round(total * (1 - self.sparsity))
         x = self.batch * self.channels * self.size**2
         y = self.batch * self.filters * self.out**2
@@ -109,20 +114,19 @@ class Work:
         shape = f"({self.batch}, {self.channels}, {self.size}, {self.size})"
         kernel = f"{self.filters} of {self.kernel} x {self.kernel}"
         geometry = f"{shape}, {kernel}" + (f", stride {self.stride}" if self.stride > 1 else "")
+        geometry += f", {self.groups} groups" if self.groups > 1 else ""
         return Case(
             id=f"M4-{name}-{percent}",
             suite=SUITE,
             title=f"masked convolution {geometry}, {percent}% sparse, forward and backward",
-            reason="a CIFAR ResNet-20's or -32's layer"
-            if name.startswith("r20")
-            else "an ImageNet ResNet-18's layer",
+            reason=_REASONS.get(name[:3], "few channels in a group, as in ResNeXt and MobileNet"),
             shapes=f"{geometry}, {percent}%",
             inputs=self.inputs,
             oracle=self.oracle,
             error=relative_distance,
             bounds=_BOUNDS,
             cost=self.cost,
-            tiny=Work(1, 2, 4, 2, self.kernel, self.stride, 0.5).inputs,
+            tiny=Work(1, 2, 4, 2, self.kernel, self.stride, min(self.groups, 2), 0.5).inputs,
             series=Series(
                 f"M4 {name}",
                 "sparsity",

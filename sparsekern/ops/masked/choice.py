@@ -35,9 +35,11 @@ _WRITTEN = 2.5  # elements of the dense gradient
 # until every read misses the caches.
 _PERMUTED, _PERMUTED_MORE, _PERMUTED_MOST = 1.0, 0.4, 12.0
 _LEAST_LANES = 16  # that a multiply-add covers, except for a batch of one
-# Of a convolution: how much more work strips of images are than whole ones, how much slower pixels
-# are brought in from memory than from the last-level cache, nanoseconds to look a kept weight up.
-_STRIPS, _FAR_PIXELS, _TAP = 1.5, 1.4, 4.0
+# Of a convolution: nanoseconds to look a kept weight up. Of torch's: how much longer operations and
+# pixels take than those of many channels and of a depthwise one, pixels of the gradient of x where
+# there is a stride, and nanoseconds for each entry of the weight's gradient.
+_TAP = 5.3
+_DENSE_WORK, _DENSE_PIXELS, _DENSE_STRIDED, _DENSE_ENTRY = 1.34, 0.56, 5.6, 1.4
 
 
 def algorithm(
@@ -118,7 +120,6 @@ def convolution_algorithm(
     weight: Sequence[int],
     out: Sequence[int],
     nnz: int,
-    dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
 ) -> str:
@@ -130,31 +131,48 @@ def convolution_algorithm(
         weight: its shape, ``(filters, C / groups, kh, kw)``.
         out: height and width of the result.
         nnz: kept weights.
-        dtype: of x.
         threads: that torch uses.
-        rates: of the machine, for the dtype.
+        rates: of the machine, for the dtype of x.
 
     Returns:
         ``"dense"`` or ``"sparse"``.
     """
+    dense, sparse = convolution_nanoseconds(part, x, weight, out, nnz, threads, rates)
+    return "dense" if dense < sparse else "sparse"
+
+
+def convolution_nanoseconds(
+    part: str,
+    x: Sequence[int],
+    weight: Sequence[int],
+    out: Sequence[int],
+    nnz: int,
+    threads: int,
+    rates: DtypeRates,
+) -> tuple[float, float]:
+    """The modelled times of the dense and the sparse one; see :func:`convolution_algorithm`."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    images, pixels = x[0], out[0] * out[1]
+    images, pixels = max(1, x[0]), out[0] * out[1]
     # Pixels of both tensors: what is brought into panels and back, or into torch's own layout.
     moved = images * (x[1] * x[2] * x[3] + weight[0] * pixels)
     operations = 2 * images * pixels * math.prod(weight)
-    dense = _CALL + (operations / rates.convolution + moved * rates.dense_pixel) / threads
-    # Lanes are images, or strips of rows of them where images do not fill a vector.
+    pixel = rates.dense_pixel * _DENSE_PIXELS
+    if part == "input" and 2 * pixels <= x[2] * x[3]:
+        pixel *= _DENSE_STRIDED
+    dense = operations / rates.convolution * _DENSE_WORK + moved * pixel
+    if part == "weight":
+        dense += math.prod(weight) * _DENSE_ENTRY
+    dense = _CALL + dense / threads
+    # Lanes are images, or, where these do not fill a vector, strips of rows of them.
     filled = math.ceil(images / _LEAST_LANES) * _LEAST_LANES / images
-    lanes = filled if images > _LEAST_LANES else min(filled, _STRIPS)
+    lanes = filled if images > _LEAST_LANES else 1.0
     if part != "input":  # a kernel smaller than its stride leaves pixels unread
         seen = min(x[2] * x[3], pixels * weight[2] * weight[3])
         moved -= images * x[1] * (x[2] * x[3] - seen)
-    far = moved * dtype.itemsize > _CACHED_BYTES
-    pixel = rates.sparse_pixel * (_FAR_PIXELS if far else 1)
-    work = 2 * images * pixels * nnz * lanes / rates.sparse_convolution
-    sparse = _CALL / 2 + (work + moved * lanes * pixel + _TAP * nnz) / threads
-    return "dense" if dense < sparse else "sparse"
+    work = 2 * images * pixels * nnz / rates.sparse_convolution + moved * rates.sparse_pixel
+    sparse = _CALL / 2 + (work * lanes + _TAP * nnz) / threads
+    return dense, sparse
 
 
 def here(part: str, batch: int, rows: int, columns: int, nnz: int, dtype: torch.dtype) -> bool:
@@ -173,7 +191,7 @@ def convolves_sparsely(
 ) -> bool:
     """The same for a convolution; see :func:`convolution_algorithm`."""
     threads, rates = _here(dtype)
-    return convolution_algorithm(part, x, weight, out, nnz, dtype, threads, rates) == "sparse"
+    return convolution_algorithm(part, x, weight, out, nnz, threads, rates) == "sparse"
 
 
 def _here(dtype: torch.dtype) -> tuple[int, DtypeRates]:

@@ -197,11 +197,12 @@ def entries(path: Path) -> dict[str, Any]:
 
 
 def _key(isa: str, threads: int) -> str:
-    return f"{_processor()}, {isa}, {threads} threads"
+    return f"{processor()}, {isa}, {threads} threads"
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, family and model, as far as the system tells."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-import sparsekern as sk
 from sparsekern import native
-from sparsekern.ops.masked import calls, choice
+from sparsekern.ops.masked import choice
+from sparsekern.ops.masked import rates as rates_of
 from sparsekern.ops.masked.rates import DEFAULTS
+from sparsekern.tuning import grid
 
 ARGUMENTS = {
     "part": "forward",
@@ -28,7 +30,6 @@ CONVOLUTION = {
     "x": (128, 32, 16, 16),
     "weight": (32, 32, 3, 3),
     "out": (16, 16),
-    "dtype": torch.float32,
     "threads": 2,
     "rates": DEFAULTS["avx512"].float32,
 }
@@ -62,7 +63,6 @@ def test_more_sparsity_never_brings_the_dense_algorithm_back(
         changes = {
             "part": part,
             "rates": DEFAULTS[isa].of(dtype),
-            "dtype": dtype,
             "x": (images, 32, 16, 16),
         }
         found = [chosen_convolution(nnz, **changes) for nnz in range(0, 9217, 128)]
@@ -84,67 +84,73 @@ def test_unknown_part() -> None:
         chosen_convolution(1, part="bias")
 
 
-# (batch, columns, rows), on either side of the caches; small enough to be timed in milliseconds.
-GRID = [(16, 512, 512), (128, 512, 512), (64, 1024, 1024), (512, 256, 1024), (1, 1024, 1024)]
-# Where masks live, and none at all. Between 30% and 75% both algorithms take about the same time
-# on these shapes, and which is ahead changes from run to run.
-SPARSITIES = (0.0, 0.9, 0.95, 0.99)
+# Measured by `sparsekern tune --check --out FILE`, with SPARSEKERN_ISA, --threads and --dtype for
+# each, on the processor that the shipped rates are from.
+GRIDS = sorted((Path(__file__).parent / "grids").glob("*.json"))
 
 
-def parts(
-    x: Tensor, weight: Tensor, grad: Tensor, pattern: sk.SparsityPattern
-) -> dict[str, Callable[[bool], object]]:
-    """Each part of a layer's work, by either algorithm."""
-    tensors = pattern.tensors
-    values = calls.masked_linear(x, weight, None, tensors, True, True)[1]
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_shipped_rates_lead_to_the_faster_algorithm_of_a_measured_grid(path: Path) -> None:
+    measured = grid.Grid.load(path)
+    rates = DEFAULTS[measured.isa].of(getattr(torch, measured.dtype))
+    losses = list(measured.losses(rates))
+    assert losses
+    # Where the algorithms cross, times differ by more from run to run than one is ahead by.
+    ratios = [loss.ratio for loss in losses]
+    told = "\n".join(str(loss) for loss in losses if loss.ratio > 1.05)
+    assert sum(ratio <= 1.05 for ratio in ratios) >= 0.85 * len(ratios), told
+    assert statistics.fmean(ratios) <= 1.05, told
+    # A choice is worth having: either algorithm for everything loses more.
+    for always in grid.ALGORITHMS:
+        alone = [
+            row.microseconds[always][i] / min(times[i] for times in row.microseconds.values())
+            for row in measured.rows
+            for i in range(len(measured.sparsities))
+        ]
+        assert statistics.fmean(ratios) < statistics.fmean(alone)
 
-    def backward(sparse: bool, needs: list[bool]) -> object:
-        return calls.masked_linear_grad(
-            grad, x, weight, values, tensors, needs, False, sparse, sparse
-        )
 
-    return {
-        "forward": lambda sparse: calls.masked_linear(x, weight, None, tensors, sparse, True),
-        "input": lambda sparse: backward(sparse, [True, False, False]),
-        "weight": lambda sparse: backward(sparse, [False, True, False]),
-    }
-
-
-def least_seconds(call: Callable[[bool], object], rounds: int) -> list[float]:
-    """Of the dense algorithm and of the sparse one, in turn."""
-    best = [float("inf"), float("inf")]
+def least_seconds(call: Callable[[str], object], rounds: int) -> dict[str, float]:
+    """By algorithm, in turn."""
+    best = dict.fromkeys(grid.ALGORITHMS, float("inf"))
     for _ in range(rounds):
-        for sparse in (False, True):
+        for name in best:
             start = time.perf_counter()
-            call(sparse)
-            best[sparse] = min(best[sparse], time.perf_counter() - start)
+            call(name)
+            best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
-@pytest.mark.parametrize("shape", GRID, ids=str)
+# Small enough to be timed in milliseconds, and sparsities at which one algorithm is well ahead.
+TIMED = [
+    (grid.Layer((16, 512), (512, 512)), (0.0, 0.9, 0.99)),
+    (grid.Layer((64, 1024), (1024, 1024)), (0.0, 0.9, 0.99)),
+    (grid.Layer((512, 256), (1024, 256)), (0.0, 0.9, 0.99)),
+    (grid.Layer((1, 1024), (1024, 1024)), (0.0, 0.99)),
+    (grid.Layer((32, 32, 16, 16), (32, 32, 3, 3)), (0.95, 0.99)),
+    (grid.Layer((32, 16, 32, 32), (32, 16, 3, 3), stride=2), (0.95, 0.99)),
+    (grid.Layer((4, 64, 28, 28), (64, 64, 3, 3)), (0.95, 0.99)),
+]
+
+
+@pytest.mark.parametrize(("layer", "sparsities"), TIMED, ids=str)
 def test_the_choice_is_within_a_twentieth_of_the_best(
-    shape: tuple[int, int, int], backend: str
+    layer: grid.Layer, sparsities: tuple[float, ...], backend: str
 ) -> None:
     if backend != "cpu":
         pytest.skip("the reference has one algorithm")
-    if native.cpu().isa() == "portable":
-        pytest.skip("the portable kernels' rate differs too much between compilers")
     torch.use_deterministic_algorithms(False)  # which fills fresh memory
-    batch, columns, rows = shape
-    x, weight = torch.randn(batch, columns), torch.randn(rows, columns)
-    grad = torch.randn(batch, rows)
-    for sparsity in SPARSITIES:
-        pattern = sk.SparsityPattern(torch.rand(rows, columns) >= sparsity)
-        for part, call in parts(x, weight, grad, pattern).items():
-            sparse = choice.here(part, batch, rows, columns, pattern.nnz, torch.float32)
+    isa, threads = str(native.cpu().isa()), torch.get_num_threads()
+    rates = rates_of.rates(isa, threads).float32
+    for sparsity in sparsities:
+        for part, call in grid.parts(layer, sparsity, torch.float32).items():
+            chosen = layer.chosen(part, layer.kept(sparsity), torch.float32, threads, rates)
             # Other work on the machine only adds time: the least of more and more rounds, and a
             # verdict only when it lasts.
             for attempt in range(5):
-                times = least_seconds(call, 5 << attempt)
-                if times[sparse] <= 1.05 * min(times):
+                times = least_seconds(call, 3 << attempt)
+                if times[chosen] <= 1.05 * min(times.values()):
                     break
             else:
-                pytest.fail(
-                    f"{part} of {shape} at {sparsity}: dense {1e6 * times[0]:.0f} µs, sparse "
-                    f"{1e6 * times[1]:.0f} µs, chosen: {'sparse' if sparse else 'dense'}"
-                )
+                shown = ", ".join(f"{name} {1e6 * spent:.0f} µs" for name, spent in times.items())
+                pytest.fail(f"{part} at {sparsity}: {shown}, chosen: {chosen}")

@@ -9,8 +9,8 @@ import pytest
 
 import sparsekern as sk
 from sparsekern import cli, native
-from sparsekern.ops.masked import rates
-from sparsekern.tuning import measure
+from sparsekern.ops.masked import choice, rates
+from sparsekern.tuning import grid, measure
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +77,47 @@ def test_tune_measures_saves_and_is_shown(
     assert all(number > 0 for number in found.float32)
     assert str(file) in str(sk.info())
     assert cli.main(["tune", "--threads", "0"]) == 2
+    assert cli.main(["tune", "--out", str(file)]) == 2
+
+
+def test_a_check_times_a_grid_and_keeps_it(
+    backend: str,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if backend != "cpu":
+        pytest.skip("the reference has no choice of algorithm")
+    layers = (grid.Layer((2, 8), (4, 8)), grid.Layer((2, 4, 5, 5), (6, 2, 3, 3), 2, groups=2))
+    monkeypatch.setattr(grid, "LAYERS", layers)
+    monkeypatch.setattr(grid, "SPARSITIES", (0.0, 0.5))
+    monkeypatch.setattr(grid, "_LEAST", 1)
+    monkeypatch.setattr(grid, "_MOST", 1)
+    out = tmp_path / "grid.json"
+    assert cli.main(["tune", "--check", "--dtype", "bfloat16", "--out", str(out)]) == 0
+    found = grid.Grid.load(out)
+    assert [(row.layer, row.part) for row in found.rows] == [
+        (layer, part) for layer in layers for part in choice.PARTS
+    ]
+    assert all(len(times) == 2 for row in found.rows for times in row.microseconds.values())
+    assert (found.isa, found.dtype) == (native.cpu().isa(), "bfloat16")
+    assert "of 12 within 1.05 of the fastest" in capsys.readouterr().out
+    assert not file.exists()
+    found.save(out)
+    assert grid.Grid.load(out) == found
+
+
+def test_losses_are_of_the_choice_against_the_fastest() -> None:
+    layer = grid.Layer((1, 1024), (1024, 1024))
+    row = grid.Row(layer, "forward", {"dense": [10.0, 40.0], "sparse": [20.0, 5.0]})
+    measured = grid.Grid("", "avx2", 2, "float32", (0.0, 0.99), (row,))
+    own = rates.DEFAULTS["avx2"].float32
+    assert [(loss.chosen, loss.ratio) for loss in measured.losses(own)] == [
+        ("dense", 1),
+        ("sparse", 1),
+    ]
+    swapped = grid.Row(layer, "forward", {"dense": [10.0, 5.0], "sparse": [5.0, 10.0]})
+    measured = grid.Grid("", "avx2", 2, "float32", (0.0, 0.99), (swapped,))
+    assert [loss.ratio for loss in measured.losses(own)] == [2, 2]
+    assert "99%, forward: sparse 2.00" in str(list(measured.losses(own))[1])
