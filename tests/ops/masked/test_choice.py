@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -133,6 +134,10 @@ TIMED = [
 ]
 
 
+@pytest.mark.skipif(
+    os.environ.get("SPARSEKERN_TIMING") != "1",
+    reason="times calls: SPARSEKERN_TIMING=1 on a machine with nothing else to do",
+)
 @pytest.mark.parametrize(("layer", "sparsities"), TIMED, ids=str)
 def test_the_choice_is_within_a_twentieth_of_the_best(
     layer: grid.Layer, sparsities: tuple[float, ...], backend: str
