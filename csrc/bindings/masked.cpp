@@ -10,9 +10,9 @@ namespace sparsekern {
 namespace {
 
 // Rows, columns, entries; the addresses of the row order's pointer and index, of the column
-// order's, and of the permutation.
-using PatternTuple =
-    std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+// order's, of the permutation, and of what find_structure has found (or 0).
+using PatternTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t,
+                                uintptr_t, uintptr_t, uintptr_t>;
 using MatrixTuple = std::tuple<uintptr_t, int, int64_t, bool>;  // address, dtype, ld, along
 
 template <class T>
@@ -22,11 +22,14 @@ T* as(uintptr_t address) {
 
 Pattern make_pattern(const PatternTuple& tuple) {
   const auto& [rows, columns, entries, row_pointer, row_index, column_pointer, column_index,
-               permutation] = tuple;
-  return {{rows, columns, as<int32_t>(row_pointer), as<int32_t>(row_index)},
-          {columns, rows, as<int32_t>(column_pointer), as<int32_t>(column_index)},
-          as<int32_t>(permutation),
-          entries};
+               permutation, structure] = tuple;
+  Pattern pattern;
+  pattern.by_row = {rows, columns, as<int32_t>(row_pointer), as<int32_t>(row_index)};
+  pattern.by_column = {columns, rows, as<int32_t>(column_pointer), as<int32_t>(column_index)};
+  pattern.permutation = as<int32_t>(permutation);
+  pattern.entries = entries;
+  if (structure) use_structure(as<int32_t>(structure), pattern);
+  return pattern;
 }
 
 Matrix make_matrix(const MatrixTuple& tuple) {
@@ -44,6 +47,11 @@ int64_t count(uintptr_t mask, int64_t ld, int64_t rows, int64_t columns, uintptr
 void fill(uintptr_t mask, int64_t ld, const PatternTuple& pattern, uintptr_t cursor, int threads) {
   py::gil_scoped_release release;
   fill_pattern(as<const uint8_t>(mask), ld, make_pattern(pattern), as<int32_t>(cursor), threads);
+}
+
+void structure(const PatternTuple& pattern, uintptr_t found, int threads) {
+  py::gil_scoped_release release;
+  find_structure(make_pattern(pattern), as<int32_t>(found), threads);
 }
 
 void keep(uintptr_t from, int64_t from_ld, uintptr_t mask, int64_t mask_ld, int64_t rows,
@@ -185,6 +193,8 @@ void conv_gradients(const PatternTuple& pattern, bool is_double, const ShapeTupl
 void bind_masked(py::module_& module) {
   module.def("count_mask", &count);
   module.def("fill_pattern", &fill);
+  module.def("structure_size", &structure_size);
+  module.def("find_structure", &structure);
   module.def("keep_masked", &keep);
   module.def("gather_values", &gather);
   module.def("scatter_values", &scatter);

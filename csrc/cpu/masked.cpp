@@ -101,19 +101,6 @@ class Panels {
   Buffer<T> memory_;
 };
 
-// Rows [row, row + count) of the product with one tile of the batch.
-template <class T>
-void product_rows(const Order& order, const T* values, const Panels<T>& panels,
-                  const typename Panels<T>::Tile& tile, int64_t row, int64_t count, const T* bias,
-                  const Matrix& out, int64_t first_lane) {
-  alignas(64) T sums[kRows * kPanel<T>];
-  for (const int64_t end = row + count; row < end; row += kRows) {
-    const int64_t rows = std::min(kRows, end - row);
-    kernels<T>().product(order.entries(row, rows), values, panels.at(tile, 0), tile.width, sums);
-    kernels<T>().unpack(sums, tile.width, bias, out, first_lane + tile.lane, tile.lanes, row, rows);
-  }
-}
-
 // Gathers rows of values where they are not given. Entry j of the rows is at the result's [j].
 template <class T>
 class RowValues {
@@ -138,6 +125,21 @@ class RowValues {
   const T* data_;
 };
 
+// Rows [row, row + count) of the product with one tile of the batch.
+template <class T>
+void product_rows(const Order& order, const Values<T>& values, const Panels<T>& panels,
+                  const typename Panels<T>::Tile& tile, int64_t row, int64_t count, const T* bias,
+                  const Matrix& out, int64_t first_lane) {
+  alignas(64) T sums[kRows * kPanel<T>];
+  for (const int64_t end = row + count; row < end; row += kRows) {
+    const int64_t rows = std::min(kRows, end - row);
+    const RowValues<T> part(order, values, row, rows);
+    kernels<T>().product(order.entries(row, rows), part.data(), panels.at(tile, 0), tile.width,
+                         sums);
+    kernels<T>().unpack(sums, tile.width, bias, out, first_lane + tile.lane, tile.lanes, row, rows);
+  }
+}
+
 // One lane: no panels, the values meet x where they lie.
 template <class T>
 void vector_product(const Order& order, const Values<T>& values, const Matrix& in, const T* bias,
@@ -152,8 +154,17 @@ void vector_product(const Order& order, const Values<T>& values, const Matrix& i
     const int64_t end = std::min(order.rows, (task + 1) * step);
     for (int64_t row = task * step; row < end; row += kRows) {
       const int64_t rows = std::min(kRows, end - row);
-      const RowValues<T> part(order, values, row, rows);
-      kernels<T>().vector_product(order.entries(row, rows), part.data(), x.data(), y.data() + row);
+      const RowEntries entries = order.entries(row, rows);
+      if (values.given) {
+        kernels<T>().vector_product(entries, values.given, x.data(), y.data() + row);
+      } else {
+        // Whether values are wanted too changes nothing in how sums are rounded.
+        if (values.gathered) RowValues<T>(order, values, row, rows);
+        const char* weight = static_cast<const char*>(values.weight);
+        kernels<T>().vector_product_dense(entries,
+                                          weight + row * values.ld * element_bytes(values.dtype),
+                                          values.dtype, values.ld, x.data(), y.data() + row);
+      }
       if (bias)
         for (int64_t r = row; r < row + rows; ++r) y.data()[r] += bias[r];
     }
@@ -233,30 +244,32 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
   const int64_t step = task_rows(order.rows, threads);
   const int64_t shares = ceil_div(order.rows, step);
   const bool several = lanes > panels.tiles()[0].width;
-  // With several tiles the values are gathered once, before the products.
+  // Each share of the rows meets all tiles, the values gathered with the first; few shares are
+  // shared out by tiles as well, and all values gathered before.
+  const bool together = !several || shares >= 2 * threads;
   Values<T> known = values;
   Buffer<T> own(!values.given && !values.gathered && several ? pattern.entries : 0);
   if (!values.given && several && !values.gathered) known.gathered = own.data();
   for (int64_t lane = 0; lane < lanes; lane += kBatch) {
     panels.resize(std::min(kBatch, lanes - lane));
-    const bool gathers = lane == 0 && several && !values.given;
-    const int64_t first = gathers ? shares : 0;
+    const auto& tiles = panels.tiles();
+    const int64_t first = known.given || together ? 0 : shares;
     parallel_for(threads, first + panels.pack_tasks(), [&](int64_t task) {
       if (task >= first) return panels.pack(task - first, in, lane);
       const int64_t row = task * step;
       RowValues<T>(order, known, row, std::min(step, order.rows - row));
     });
-    if (gathers) known.given = known.gathered;
-    const auto& tiles = panels.tiles();
-    parallel_for(threads, int64_t(tiles.size()) * shares, [&](int64_t task) {
-      const auto& tile = tiles[size_t(task / shares)];
+    if (first) known.given = known.gathered;
+    const int64_t passes = together ? 1 : int64_t(tiles.size());
+    parallel_for(threads, passes * shares, [&](int64_t task) {
       const int64_t row = task % shares * step, rows = std::min(step, order.rows - row);
-      for (int64_t r = row; r < row + rows; r += kRows) {
-        const int64_t count = std::min(kRows, row + rows - r);
-        const RowValues<T> part(order, known, r, count);
-        product_rows(order, part.data(), panels, tile, r, count, bias, out, lane);
+      Values<T> now = known;
+      for (size_t t = size_t(task / shares); t < tiles.size(); t += size_t(passes)) {
+        product_rows(order, now, panels, tiles[t], row, rows, bias, out, lane);
+        now.given = now.given ? now.given : now.gathered;
       }
     });
+    known.given = known.given ? known.given : known.gathered;
   }
 }
 
@@ -268,6 +281,8 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
   const bool wants_in = wanted.in.data, wants_values = wanted.values || wanted.weight;
   const int64_t most = std::min(lanes, kBatch);
   Buffer<T> permuted(wants_in ? pattern.entries : 0);
+  Values<T> known;
+  known.given = permuted.data();
   Buffer<T> own(wants_values && !wanted.values ? pattern.entries : 0);
   T* sampled = wanted.values ? wanted.values : own.data();
   Panels<T> grad_panels(rows.rows, most), in_panels(rows.columns, wants_values ? most : 0);
@@ -295,9 +310,8 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
     parallel_for(threads, products + row_shares, [&](int64_t task) {
       if (task < products) {
         const int64_t column = task % column_shares * column_step;
-        return product_rows(columns, permuted.data(), grad_panels,
-                            tiles[size_t(task / column_shares)], column,
-                            std::min(column_step, columns.rows - column),
+        return product_rows(columns, known, grad_panels, tiles[size_t(task / column_shares)],
+                            column, std::min(column_step, columns.rows - column),
                             static_cast<const T*>(nullptr), wanted.in, lane);
       }
       const int64_t row = (task - products) * row_step;

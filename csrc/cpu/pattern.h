@@ -13,8 +13,13 @@ struct Order {
   int64_t columns = 0;
   int32_t* pointer = nullptr;  // rows + 1 positions of the rows' first entries
   int32_t* index = nullptr;    // the column of each entry
+  // See RowEntries: what it says of all rows, or null and 0 where structure was not looked for.
+  int32_t* shared = nullptr;
+  int64_t strip = 0;
 
-  RowEntries entries(int64_t row, int64_t count) const { return {pointer + row, count, index}; }
+  RowEntries entries(int64_t row, int64_t count) const {
+    return {pointer + row, count, index, shared ? shared + row / kSharingRows : nullptr, strip};
+  }
 };
 
 struct Pattern {
@@ -34,6 +39,24 @@ int64_t count_mask(const uint8_t* mask, int64_t ld, int64_t rows, int64_t column
 // number of threads.
 void fill_pattern(const uint8_t* mask, int64_t ld, const Pattern& pattern, int32_t* cursor,
                   int threads);
+
+// What find_structure finds, as it is kept: this, then a flag for each kSharingRows rows, and one
+// for each kSharingRows columns (RowEntries::shared).
+struct Structure {
+  int32_t strip;    // RowEntries::strip
+  int32_t rows;     // entries in rows that share their columns with their neighbours
+  int32_t columns;  // entries in columns that share their rows
+};
+constexpr int64_t kStructureHead = sizeof(Structure) / sizeof(int32_t);
+
+int64_t structure_size(int64_t rows, int64_t columns);  // in int32_t
+
+// Looks for blocks and for equally filled strips in a pattern that is complete. Lists of entries
+// are compared where their lengths agree, which those of masks without structure seldom do.
+void find_structure(const Pattern& pattern, int32_t* structure, int threads);
+
+// The pattern told of it.
+void use_structure(int32_t* structure, Pattern& pattern);
 
 // to = from where mask is 1, else zeros, for (rows, columns) elements of `element` bytes; `to` is
 // contiguous.

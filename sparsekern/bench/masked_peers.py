@@ -7,6 +7,7 @@ whose optimizer works on W. Transposes are part of the work, whose operands are 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -18,17 +19,20 @@ from .case import Contender
 _GROUP = "torch CSR"
 
 
-def contenders(kind: str) -> list[Contender]:
-    """The peers of a masked linear layer: M1 forward, M2 and M3 with gradients."""
+def contenders(kind: str, side: int = 16) -> list[Contender]:
+    """The peers of a masked linear layer: M1 forward, M2 and M3 with gradients.
+
+    ``side`` is that of BSR's square blocks.
+    """
     if kind == "M1":
         return [
             _peer("torch_csr", "torch CSR, values given", _csr_forward),
             _peer("torch_csr_weight", "torch CSR, values from W", _csr_weight_forward),
             Contender(
-                "torch_bsr",
-                "torch BSR 16 x 16",
+                "torch_bsr" if side == 16 else f"torch_bsr{side}",
+                f"torch BSR {side} x {side}",
                 lambda state: [(state["bsr"] @ state["x"].T).T],
-                prepare=_prepare_bsr,
+                prepare=functools.partial(_prepare_bsr, side=side),
                 missing=_missing_mkl,
             ),
             Contender(
@@ -157,9 +161,9 @@ def _csr_straight_through(state: dict[str, Any]) -> list[Tensor]:
     return [out, _transposed_product(state), state["grad"].T @ state["x"]]
 
 
-def _prepare_bsr(inputs: dict[str, Any]) -> dict[str, Any]:
+def _prepare_bsr(inputs: dict[str, Any], *, side: int) -> dict[str, Any]:
     weight, mask = inputs["weight"].detach(), inputs["mask"]
-    side = 16 if weight.shape[0] % 16 == weight.shape[1] % 16 == 0 else 1
+    side = side if weight.shape[0] % side == weight.shape[1] % side == 0 else 1
     return {"x": inputs["x"], "bsr": (weight * mask).to_sparse_bsr((side, side))}
 
 

@@ -116,7 +116,10 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
         if implementation is cuda:
             rows = x.reshape(-1, pattern.columns)
             return cuda_choice.here(part, rows, layer.weight, pattern.expected_nnz)
-        sparse = choice.here(part, batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
+        structure = pattern.structure
+        in_blocks = structure.columns if part == "input" else structure.rows
+        sizes = (batch, pattern.rows, pattern.columns, pattern.nnz)
+        sparse = choice.here(part, *sizes, x.dtype, in_blocks)
         return "sparse" if sparse else "dense"
 
     weight = "dense" if layer.weight_grad == "dense" else chosen("weight")

@@ -6,7 +6,11 @@ import torch
 from sparsekern.bench import gate
 from sparsekern.bench.cases import masked
 
-_WORKS = [masked.Work(kind, 6, 48, 32, 0.7) for kind in ("M1", "M2", "M3")]
+_WORKS = [
+    *(masked.Work(kind, 6, 48, 32, 0.7) for kind in ("M1", "M2", "M3")),
+    masked.Work("M1", 6, 48, 32, 0.5, "16x16"),
+    masked.Work("M1", 6, 48, 32, 0.75, "1:4"),
+]
 _UPDATE = masked._update(64, 0.9)
 _CASES = [*(work.case() for work in _WORKS), _UPDATE]
 _ALL = [
@@ -33,6 +37,17 @@ def test_cost_falls_with_the_kept_weights():
         operations = [cost.operations for cost in costs]
         assert operations == sorted(operations, reverse=True)
         assert operations[0] > 100 * operations[-1]
+
+
+def test_structured_masks_are_what_they_say():
+    generator = torch.Generator().manual_seed(0)
+    blocks = masked.Work("M1", 6, 64, 64, 0.5, "16x16").mask(generator).view(4, 16, 4, 16)
+    assert (blocks.all(3).all(1) == blocks.any(3).any(1)).all()
+    groups = masked.Work("M1", 6, 64, 64, 0.75, "1:4").mask(generator).view(64, 16, 4)
+    assert (groups.sum(2) == 1).all()
+    ids = [case.id for case in masked.cases(quick=False)]
+    assert len(ids) == len(set(ids))
+    assert "M2-256x1024x4096-2of4-50" in ids
 
 
 def test_sparsity_is_a_curve():

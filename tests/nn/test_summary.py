@@ -127,7 +127,7 @@ def test_kernels_are_what_the_choice_says(
     nnz = int(layer.mask.sum())
     last = "sparse" if weight_grad == "masked" else "dense"
     assert row.kernels == ("sparse", "dense", last)
-    assert asked[0] == ("forward", 10, 4, 6, nnz, torch.float32)
+    assert asked[0] == ("forward", 10, 4, 6, nnz, torch.float32, 0)
     assert "sparse/dense/" in str(sk.nn.summary(layer, torch.randn(2, 5, 6), seconds=0))
 
 

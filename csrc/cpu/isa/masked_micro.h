@@ -2,15 +2,112 @@
 // vectors.h.
 #include "masked_lanes.h"
 #include "masked_table.h"
+#include "masked_values.h"
 
 namespace sparsekern {
 namespace {
+
+// Rows of a block that shares its columns, which are brought into registers once for all of them:
+// PART vectors of the panel's width at a time, as many as leave room for the sums.
+template <class T>
+constexpr int kBlockPart = SK_VECTOR_BYTES == 64 ? 4 : 2;
+
+template <class T, int VECTORS>
+void product_block(const RowEntries& entries, int64_t r, const T* values, const T* panel, T* out) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kWidth = VECTORS * kLanes<T>;
+  constexpr int kPart = VECTORS < kBlockPart<T> ? VECTORS : kBlockPart<T>;
+  const int64_t first = entries.pointer[r], count = entries.pointer[r + 1] - first;
+  const int32_t* index = entries.index + first;
+  values += first;
+  for (int part = 0; part < VECTORS; part += kPart) {
+    V sum[kSharingRows][kPart] = {};
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = panel + index[j] * kWidth + part * kLanes<T>;
+      V lanes[kPart];
+#pragma GCC unroll 4
+      for (int v = 0; v < kPart; ++v) lanes[v] = load(row + v * kLanes<T>);
+#pragma GCC unroll 4
+      for (int i = 0; i < kSharingRows; ++i) {
+        const V scalar = V{} + values[i * count + j];
+#pragma GCC unroll 4
+        for (int v = 0; v < kPart; ++v) sum[i][v] += scalar * lanes[v];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kSharingRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPart; ++v) store(out + i * kWidth + (part + v) * kLanes<T>, sum[i][v]);
+  }
+}
+
+// A strip's part of ROWS rows, added to what the strips before have left in `out`.
+template <class T, int VECTORS, int ROWS>
+inline void product_strip(const int32_t* const* index, const T* const* values, int64_t count,
+                          const T* panel, bool first, T* out) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kWidth = VECTORS * kLanes<T>;
+  V sum[ROWS][VECTORS];
+#pragma GCC unroll 2
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; ++v)
+      sum[i][v] = first ? V{} : load(out + i * kWidth + v * kLanes<T>);
+  for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 2
+    for (int i = 0; i < ROWS; ++i) {
+      const T* row = panel + index[i][j] * kWidth;
+      const V scalar = V{} + values[i][j];
+#pragma GCC unroll 16
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] += scalar * load(row + v * kLanes<T>);
+    }
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; ++v) store(out + i * kWidth + v * kLanes<T>, sum[i][v]);
+}
+
+// Strips of columns one after the other, whose part of the panel stays in the first cache, for so
+// few rows that their indices and values come from memory in their order. Taken with AVX-512 only:
+// two rows' sums at a time leave half of its registers.
+template <class T, int VECTORS>
+void product_strips(const RowEntries& entries, const T* values, const T* panel, T* out) {
+  constexpr int64_t kWidth = VECTORS * kLanes<T>, kStripRows = 32;
+  const int64_t count = entries.pointer[1] - entries.pointer[0];
+  for (int64_t row = 0; row < entries.rows; row += kStripRows) {
+    const int64_t last = row + kStripRows < entries.rows ? row + kStripRows : entries.rows;
+    for (int64_t start = 0; start < count; start += entries.strip) {
+      const int64_t part = count - start < entries.strip ? count - start : entries.strip;
+      int64_t r = row;
+      for (; r + 2 <= last; r += 2) {
+        const int64_t j = entries.pointer[r] + start;
+        const int32_t* index[2] = {entries.index + j, entries.index + j + count};
+        const T* weights[2] = {values + j, values + j + count};
+        product_strip<T, VECTORS, 2>(index, weights, part, panel, start == 0, out + r * kWidth);
+      }
+      for (; r < last; ++r) {
+        const int64_t j = entries.pointer[r] + start;
+        const int32_t* index = entries.index + j;
+        const T* weights = values + j;
+        product_strip<T, VECTORS, 1>(&index, &weights, part, panel, start == 0, out + r * kWidth);
+      }
+    }
+  }
+}
 
 template <class T, int VECTORS>
 void product_wide(const RowEntries& entries, const T* values, const T* panel, T* out) {
   using V = typename Vector<T>::type;
   constexpr int64_t kWidth = VECTORS * kLanes<T>;
-  for (int64_t r = 0; r < entries.rows; ++r, out += kWidth) {
+  if constexpr (SK_VECTOR_BYTES == 64)
+    if (entries.strip) return product_strips<T, VECTORS>(entries, values, panel, out);
+  for (int64_t r = 0; r < entries.rows;) {
+    if (entries.shared && r % kSharingRows == 0 && entries.shared[r / kSharingRows]) {
+      product_block<T, VECTORS>(entries, r, values, panel, out + r * kWidth);
+      r += kSharingRows;
+      continue;
+    }
     V sum[VECTORS] = {};
     for (int64_t j = entries.pointer[r]; j < entries.pointer[r + 1]; ++j) {
       const T* row = panel + entries.index[j] * kWidth;
@@ -19,13 +116,15 @@ void product_wide(const RowEntries& entries, const T* values, const T* panel, T*
       for (int v = 0; v < VECTORS; ++v) sum[v] += scalar * load(row + v * kLanes<T>);
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) store(out + v * kLanes<T>, sum[v]);
+    for (int v = 0; v < VECTORS; ++v) store(out + r * kWidth + v * kLanes<T>, sum[v]);
+    ++r;
   }
 }
 
 template <class T>
 void product(const RowEntries& entries, const T* values, const T* panel, int width, T* out) {
   constexpr int kLeast = kLeastPanelBytes / SK_VECTOR_BYTES;
+  if (entries.rows == 0) return;
   if (width == 4 * kLeastPanel<T>)
     product_wide<T, 4 * kLeast>(entries, values, panel, out);
   else if (width == 2 * kLeastPanel<T>)
@@ -34,36 +133,89 @@ void product(const RowEntries& entries, const T* values, const T* panel, int wid
     product_wide<T, kLeast>(entries, values, panel, out);
 }
 
+template <class T>
+inline void put_totals(const typename Vector<T>::type* sums, int count, T* values,
+                       bool accumulate) {
+  T totals[4];
+  add_lanes<T>(sums, totals);
+  if (count < 4) {
+    for (int i = 0; i < count; ++i) values[i] = accumulate ? values[i] + totals[i] : totals[i];
+    return;
+  }
+  if (accumulate)
+    for (int i = 0; i < 4; ++i) totals[i] += values[i];
+  memcpy(values, totals, sizeof totals);
+}
+
+// Entries a row of the result, four at a time: their columns against the row's lanes.
+template <class T, int VECTORS>
+inline void sampled_row(const int32_t* index, int64_t count, const T* left, const T* panel,
+                        T* values, bool accumulate) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kWidth = VECTORS * kLanes<T>;
+  V row[VECTORS];
+#pragma GCC unroll 16
+  for (int v = 0; v < VECTORS; ++v) row[v] = load(left + v * kLanes<T>);
+  for (int64_t j = 0; j < count; j += 4) {
+    const int some = count - j < 4 ? int(count - j) : 4;
+    V sums[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const T* column = panel + index[i < some ? j + i : j] * kWidth;
+      sums[i] = row[0] * load(column);
+#pragma GCC unroll 16
+      for (int v = 1; v < VECTORS; ++v) sums[i] += row[v] * load(column + v * kLanes<T>);
+    }
+    put_totals<T>(sums, some, values + j, accumulate);
+  }
+}
+
+// The rows of a block that shares its columns: ROWS of them against four columns at a time.
+template <class T, int VECTORS, int ROWS>
+inline void sampled_block(const int32_t* index, int64_t count, const T* left, const T* panel,
+                          T* values, bool accumulate) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kWidth = VECTORS * kLanes<T>;
+  for (int64_t j = 0; j < count; j += 4) {
+    const int some = count - j < 4 ? int(count - j) : 4;
+    const T* column[4];
+    for (int i = 0; i < 4; ++i) column[i] = panel + index[i < some ? j + i : j] * kWidth;
+    V sums[ROWS][4] = {};
+#pragma GCC unroll 1
+    for (int v = 0; v < VECTORS; ++v) {
+      V row[ROWS];
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) row[r] = load(left + r * kWidth + v * kLanes<T>);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const V lanes = load(column[i] + v * kLanes<T>);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) sums[r][i] += row[r] * lanes;
+      }
+    }
+    for (int r = 0; r < ROWS; ++r) put_totals<T>(sums[r], some, values + r * count + j, accumulate);
+  }
+}
+
 template <class T, int VECTORS>
 void sampled_wide(const RowEntries& entries, const T* left, const T* panel, T* values,
                   bool accumulate) {
-  using V = typename Vector<T>::type;
   constexpr int64_t kWidth = VECTORS * kLanes<T>;
-  const int32_t* index = entries.index;
-  for (int64_t r = 0; r < entries.rows; ++r, left += kWidth) {
-    const int64_t end = entries.pointer[r + 1];
-    int64_t j = entries.pointer[r];
-    if (j == end) continue;
-    V row[VECTORS];
-#pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) row[v] = load(left + v * kLanes<T>);
-    for (; j < end; j += 4) {
-      const int count = end - j < 4 ? int(end - j) : 4;
-      V sums[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const T* column = panel + index[i < count ? j + i : j] * kWidth;
-        sums[i] = row[0] * load(column);
-#pragma GCC unroll 16
-        for (int v = 1; v < VECTORS; ++v) sums[i] += row[v] * load(column + v * kLanes<T>);
-      }
-      T totals[4];
-      add_lanes<T>(sums, totals);
-      if (accumulate)
-        for (int i = 0; i < count; ++i) values[j + i] += totals[i];
-      else
-        for (int i = 0; i < count; ++i) values[j + i] = totals[i];
+  constexpr int kRows = SK_VECTOR_BYTES == 64 ? kSharingRows : 2;  // whose sums fit the registers
+  const int32_t* pointer = entries.pointer;
+  for (int64_t r = 0; r < entries.rows;) {
+    const int64_t j = pointer[r], count = pointer[r + 1] - j;
+    if (entries.shared && r % kSharingRows == 0 && entries.shared[r / kSharingRows]) {
+      for (int i = 0; i < kSharingRows; i += kRows)
+        sampled_block<T, VECTORS, kRows>(entries.index + j, count, left + (r + i) * kWidth, panel,
+                                         values + j + i * count, accumulate);
+      r += kSharingRows;
+      continue;
     }
+    if (count)
+      sampled_row<T, VECTORS>(entries.index + j, count, left + r * kWidth, panel, values + j,
+                              accumulate);
+    ++r;
   }
 }
 
@@ -71,26 +223,13 @@ template <class T>
 void sampled(const RowEntries& entries, const T* left, const T* panel, int width, T* values,
              bool accumulate) {
   constexpr int kLeast = kLeastPanelBytes / SK_VECTOR_BYTES;
+  if (entries.rows == 0) return;
   if (width == 4 * kLeastPanel<T>)
     sampled_wide<T, 4 * kLeast>(entries, left, panel, values, accumulate);
   else if (width == 2 * kLeastPanel<T>)
     sampled_wide<T, 2 * kLeast>(entries, left, panel, values, accumulate);
   else
     sampled_wide<T, kLeast>(entries, left, panel, values, accumulate);
-}
-
-template <class T>
-void vector_product(const RowEntries& entries, const T* values, const T* x, T* out) {
-  const int32_t* index = entries.index;
-  for (int64_t r = 0; r < entries.rows; ++r) {
-    const int64_t end = entries.pointer[r + 1];
-    int64_t j = entries.pointer[r];
-    T sums[4] = {};  // independent chains
-    for (; j + 4 <= end; j += 4)
-      for (int i = 0; i < 4; ++i) sums[i] += values[j + i] * x[index[j + i]];
-    for (; j < end; ++j) sums[0] += values[j] * x[index[j]];
-    out[r] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
 }
 
 inline char* element_at(const Matrix& x, int64_t lane, int64_t feature) {
@@ -156,6 +295,7 @@ void unpack(const T* panel, int width, const T* bias, const Matrix& x, int64_t l
     return;
   }
   constexpr int S = kPackSquare<T>, L = kLanes<T>;
+  const bool native = element_bytes(x.dtype) == int(sizeof(T));
   alignas(64) T buffer[S * S];
   T shift[S] = {};
   for (int64_t f = 0; f < features; f += S) {
@@ -173,30 +313,13 @@ void unpack(const T* panel, int width, const T* bias, const Matrix& x, int64_t l
           for (int r = 0; r < S; ++r) buffer[r * S + c] = from[c * width + r];
       }
       for (int r = 0; r < count; ++r) {
+        char* to = element_at(x, lane + l + r, feature + f);
+        const bool whole = native && depth == S;
+        T* target = whole ? reinterpret_cast<T*>(to) : buffer + r * S;
         for (int c = 0; c < S; c += L)
-          store(buffer + r * S + c, load(buffer + r * S + c) + load(shift + c));
-        narrow<T>(buffer + r * S, x.dtype, depth, element_at(x, lane + l + r, feature + f));
+          store(target + c, load(buffer + r * S + c) + load(shift + c));
+        if (!whole) narrow<T>(target, x.dtype, depth, to);
       }
-    }
-  }
-}
-
-template <class T>
-void gather(const RowEntries& entries, const void* weight, DType dtype, int64_t ld, T* values) {
-  const int32_t* index = entries.index;
-  for (int64_t r = 0; r < entries.rows; ++r) {
-    const int64_t end = entries.pointer[r + 1];
-    int64_t j = entries.pointer[r];
-    if (dtype == DType::kBFloat16 || dtype == DType::kFloat16) {
-      const uint16_t* row = static_cast<const uint16_t*>(weight) + r * ld;
-      const bool brain = dtype == DType::kBFloat16;
-      for (; j < end; ++j) {
-        const uint16_t bits = row[index[j]];
-        values[j] = T(brain ? float_from_bits(uint32_t(bits) << 16) : half_to_float(bits));
-      }
-    } else {
-      const T* row = static_cast<const T*>(weight) + r * ld;
-      for (; j < end; ++j) values[j] = row[index[j]];
     }
   }
 }
@@ -216,8 +339,9 @@ void scatter(const T* values, const int32_t* index, int64_t count, DType dtype, 
 
 template <class T>
 constexpr MaskedTable<T> make_masked_table() {
-  return {product<T>, sampled<T>, vector_product<T>, pack<T>,  unpack<T>,
-          gather<T>,  scatter<T>, widen<T>,          narrow<T>};
+  return {product<T>, sampled<T>, vector_product<T>, vector_product_dense<T>,
+          pack<T>,    unpack<T>,  gather<T>,         scatter<T>,
+          widen<T>,   narrow<T>};
 }
 
 constexpr MaskedTable<float> kMaskedF32 = make_masked_table<float>();

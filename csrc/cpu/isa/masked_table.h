@@ -23,12 +23,21 @@ constexpr int kPanel = kPanelBytes / int(sizeof(T));
 template <class T>
 constexpr int kLeastPanel = kLeastPanelBytes / int(sizeof(T));
 
+// Rows that are told apart by whether they keep the same columns, and columns by which every row
+// keeps equally many entries.
+constexpr int kSharingRows = 4;
+constexpr int kStripColumns = 64;
+
 // The kept entries of consecutive rows: row r has [pointer[r], pointer[r + 1]) of `index` (the
 // entry's column) and of an array of values in the same order.
 struct RowEntries {
   const int32_t* pointer;
   int64_t rows;
   const int32_t* index;
+  // Of kSharingRows rows each, from the first on: 1 where all keep the same columns. May be null.
+  const int32_t* shared;
+  // Where every row keeps this many of each kStripColumns columns; else 0.
+  int64_t strip;
 };
 
 // x[lane][feature] at lane * ld + feature (across), or at feature * ld + lane (along).
@@ -50,6 +59,10 @@ struct MaskedTable {
 
   // out[r] = sum over row r of values[j] x[index[j]].
   void (*vector_product)(const RowEntries& entries, const T* values, const T* x, T* out);
+
+  // The same with the values where they lie in a dense matrix, as for gather().
+  void (*vector_product_dense)(const RowEntries& entries, const void* weight, DType dtype,
+                               int64_t ld, const T* x, T* out);
 
   // panel[feature][lane] = x[lane][feature] for `lanes` <= width lanes; the others are zero.
   void (*pack)(const Matrix& x, int64_t lane, int lanes, int64_t feature, int64_t features,

@@ -36,15 +36,24 @@ _QUICK_PART = 4  # of the features on each side that --quick leaves
 _BOUNDS = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 
 
+# Masks with structure: name and the share of weights that they remove. torch's own format for 2:4
+# is for GPUs; on the CPU blocks of the same size as BSR are the peer.
+_STRUCTURES = (("16x16", 0.8), ("16x16", 0.9), ("4x4", 0.9), ("2:4", 0.5), ("1:4", 0.75))
+
+
 @dataclass(frozen=True)
 class Work:
-    """A masked linear layer: ``kind`` M1, M2 or M3, sizes, and the share of weights removed."""
+    """A masked linear layer: ``kind`` M1, M2 or M3, sizes, and the share of weights removed.
+
+    ``structure`` is empty, or the blocks ("4x4") or groups ("2:4") by which weights are kept.
+    """
 
     kind: str
     batch: int
     columns: int
     rows: int
     sparsity: float
+    structure: str = ""
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
         """x, weight, mask, and the gradient of the result; x and weight are leaves."""
@@ -53,7 +62,7 @@ class Work:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
-        mask = torch.rand(self.rows, self.columns, generator=generator) >= self.sparsity
+        mask = self.mask(generator)
         weight = (random(self.rows, self.columns) / self.columns**0.5).to(dtype)
         backward = self.kind != "M1"
         return {
@@ -62,6 +71,17 @@ class Work:
             "mask": mask,
             "grad": random(self.batch, self.rows).to(dtype),
         }
+
+    def mask(self, generator: torch.Generator) -> Tensor:
+        """Which weights are kept."""
+        rows, columns = self.rows, self.columns
+        if ":" in self.structure:
+            keep, of = map(int, self.structure.split(":"))
+            order = torch.rand(rows, columns // of, of, generator=generator).argsort(dim=2)
+            return (order < keep).view(rows, columns)
+        height, width = map(int, (self.structure or "1x1").split("x"))
+        kept = torch.rand(rows // height, columns // width, generator=generator) >= self.sparsity
+        return kept.repeat_interleave(height, 0).repeat_interleave(width, 1)
 
     def oracle(self, inputs: dict[str, Any]) -> list[Tensor]:
         """In float64: the result, and the gradients of x and the weight."""
@@ -93,19 +113,25 @@ class Work:
         name = "x".join(map(str, named))
         percent = f"{100 * self.sparsity:g}"
         reason = _SHAPES.get(named, "a small layer")
+        kind, structure = f"{percent}% sparse", ""
+        if self.structure:
+            kind, structure = f"{kind} in {self.structure}", self.structure.replace(":", "of") + "-"
+            reason = "pruning by blocks or by groups, of which inner loops may make use"
         return Case(
-            id=f"{self.kind}-{name}-{percent}",
+            id=f"{self.kind}-{name}-{structure}{percent}",
             suite=SUITE,
-            title=f"masked linear {shape}, {percent}% sparse, {_KINDS[self.kind]}",
+            title=f"masked linear {shape}, {kind}, {_KINDS[self.kind]}",
             reason=reason,
-            shapes=f"{shape}, {percent}%",
+            shapes=f"{shape}, {structure}{percent}%",
             inputs=self.inputs,
             oracle=self.oracle,
             error=relative_distance,
             bounds=_BOUNDS,
             cost=self.cost,
             tiny=Work(self.kind, 2, 4, 3, 0.5).inputs,
-            series=Series(
+            series=None
+            if self.structure
+            else Series(
                 f"{self.kind} {shape}",
                 "sparsity",
                 self.sparsity,
@@ -113,7 +139,10 @@ class Work:
                 predicted=self.batch * (1 - self.sparsity),
             ),
             contenders=self.contenders(),
-            summary=self.sparsity in (0.9, 0.98) and self.batch > 1 and self.kind != "M3",
+            summary=self.sparsity in (0.9, 0.98)
+            and self.batch > 1
+            and self.kind != "M3"
+            and not self.structure,
             most_copies=4,
         )
 
@@ -138,7 +167,8 @@ class Work:
                     group=OURS,
                 )
             )
-        found += peers.contenders(self.kind)
+        blocks = self.structure.partition("x")[0] if "x" in self.structure else "16"
+        found += peers.contenders(self.kind, int(blocks))
         found += sparseprop.contenders(self.kind)
         return tuple(found)
 
@@ -163,6 +193,11 @@ def cases(quick: bool) -> list[AnyCase]:
         for shape in _SHAPES
         for sparsity in SPARSITIES
         if kind == "M1" or (shape[0] > 1 and (kind == "M2" or sparsity >= 0.8))
+    ]
+    works += [
+        Work(kind, 256, 1024, 4096, sparsity, structure)
+        for kind in ("M1", "M2")
+        for structure, sparsity in _STRUCTURES
     ]
     return [
         *(work.case() for work in works),

@@ -1,7 +1,8 @@
 """Which algorithm a masked product takes: a pure function of sizes, dtype, threads and rates.
 
-Two are to choose from. "dense" writes the masked weight out and leaves the product to torch;
-"sparse" touches kept weights only. Times are modelled as a sum of parts, each a count over a
+Three are to choose from. "dense" writes the masked weight out and leaves the product to torch;
+"sparse" touches kept weights only; "block" does too, four rows (or columns) that keep the same
+entries at a time. Times are modelled as a sum of parts, each a count over a
 rate. Those that differ most between machines are in a table (:mod:`.rates`), which ``sparsekern
 tune`` measures; the others were measured on one machine (Zen 4, 2 threads, shapes from 512 x 512
 to 4096 x 4096, batches from 1 to 512). Since both algorithms share the machine, it is their ratio
@@ -21,6 +22,8 @@ from .rates import DtypeRates
 
 PARTS = ("forward", "input", "weight")
 
+# The time of a product of blocks over that of as many single entries.
+_BLOCKS = {"forward": 0.6, "input": 0.6, "weight": 0.9}
 _PANEL_BYTES = 1 << 17  # of a tile that stay in the second-level cache
 _CALL = 30000.0  # nanoseconds that torch's operators and their parallel regions add
 
@@ -51,6 +54,7 @@ def algorithm(
     dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
+    in_blocks: int = 0,
 ) -> str:
     """The faster algorithm for one part of a masked linear layer.
 
@@ -64,13 +68,15 @@ def algorithm(
         dtype: of x.
         threads: that torch uses.
         rates: of the machine, for the dtype.
+        in_blocks: kept weights in fours of rows that keep the same columns; for ``"input"`` in
+            fours of columns that keep the same rows.
 
     Returns:
-        ``"dense"`` or ``"sparse"``.
+        ``"dense"``, ``"block"`` or ``"sparse"``.
     """
-    sparse = sparse_nanoseconds(part, batch, rows, columns, nnz, dtype, threads, rates)
+    sparse = sparse_nanoseconds(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks)
     dense = dense_nanoseconds(batch, rows, columns, dtype, threads, rates)
-    return "dense" if dense < sparse else "sparse"
+    return "dense" if dense < sparse else "block" if in_blocks > nnz // 2 else "sparse"
 
 
 def dense_nanoseconds(
@@ -91,15 +97,18 @@ def sparse_nanoseconds(
     dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
+    in_blocks: int = 0,
 ) -> float:
-    """The modelled time of the sparse algorithm; see :func:`algorithm`."""
+    """The modelled time of the algorithms by kept weights; see :func:`algorithm`."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     depth = rows if part == "input" else columns  # features of the panels that are read at random
     panel = depth * min(batch, 64) * 4
     rate = rates.sparse if panel <= _PANEL_BYTES else rates.sparse_far
     lanes = batch if batch == 1 and part == "forward" else max(batch, _LEAST_LANES)
-    time = 2 * lanes * nnz / rate + sparse_overhead(batch, rows, columns, nnz)
+    # A batch of one is bound by the weights' bytes, whatever their order.
+    saved = (1 - _BLOCKS[part]) * in_blocks if batch > 1 else 0
+    time = 2 * lanes * (nnz - saved) / rate + sparse_overhead(batch, rows, columns, nnz)
     if part == "input":
         time += nnz * (_PERMUTED + min(_PERMUTED_MORE * nnz / 1e6, _PERMUTED_MOST) - _ENTRY)
     elif part == "weight":
@@ -175,10 +184,13 @@ def convolution_nanoseconds(
     return dense, sparse
 
 
-def here(part: str, batch: int, rows: int, columns: int, nnz: int, dtype: torch.dtype) -> bool:
-    """Whether the sparse algorithm is the faster one on this machine, with torch's threads."""
+def here(
+    part: str, batch: int, rows: int, columns: int, nnz: int, dtype: torch.dtype, in_blocks: int = 0
+) -> bool:
+    """Whether kept weights alone are faster on this machine, with torch's threads."""
     threads, rates = _here(dtype)
-    return algorithm(part, batch, rows, columns, nnz, dtype, threads, rates) == "sparse"
+    found = algorithm(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks)
+    return found != "dense"
 
 
 def convolves_sparsely(

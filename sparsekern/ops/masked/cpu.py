@@ -17,6 +17,8 @@ from .pattern import SparsityPattern
 _FAMILY = "masked"
 # Stride, padding, dilation (of rows and columns), groups.
 Geometry: TypeAlias = tuple[list[int], list[int], list[int], int]
+# Kept weights; those among them in blocks of rows, and of columns (Structure).
+Kept: TypeAlias = tuple[int, int, int]
 
 
 def masked_linear(
@@ -26,9 +28,9 @@ def masked_linear(
     inputs = [x, weight] if bias is None else [x, weight, bias]
     if needs_grad(inputs):
         return _Linear.apply(  # type: ignore[no-any-return]
-            x, weight, bias, weight_grad == "dense", pattern.nnz, *pattern.tensors
+            x, weight, bias, weight_grad == "dense", _kept(pattern), *pattern.tensors
         )
-    sparse = _is_sparse("forward", x, weight, pattern.nnz)
+    sparse = _is_sparse("forward", x, weight, _kept(pattern))
     return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
 
 
@@ -69,9 +71,14 @@ def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern, *, family: str = _FAMI
     return run(f"{family}_sddmm", a, b, pattern.trimmed_tensors)  # type: ignore[no-any-return]
 
 
-def _is_sparse(part: str, x: Tensor, weight: Tensor, nnz: int) -> bool:
-    rows = weight.shape[0]
-    return choice.here(part, x.shape[0], rows, x.shape[1], nnz, x.dtype)
+def _kept(pattern: SparsityPattern) -> Kept:
+    return pattern.nnz, pattern.structure.rows, pattern.structure.columns
+
+
+def _is_sparse(part: str, x: Tensor, weight: Tensor, kept: Kept) -> bool:
+    nnz, by_rows, by_columns = kept
+    in_blocks = by_columns if part == "input" else by_rows
+    return choice.here(part, x.shape[0], weight.shape[0], x.shape[1], nnz, x.dtype, in_blocks)
 
 
 def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry, nnz: int) -> bool:
@@ -91,14 +98,14 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         straight_through: bool,
-        nnz: int,
+        kept: Kept,
         *pattern: Tensor,
     ) -> Tensor:
-        sparse = _is_sparse("forward", x, weight, nnz)
+        sparse = _is_sparse("forward", x, weight, kept)
         keep = sparse and ctx.needs_input_grad[0]
         out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
         ctx.save_for_backward(x, weight, values, *pattern)
-        ctx.straight_through, ctx.nnz = straight_through, nnz
+        ctx.straight_through, ctx.kept = straight_through, kept
         return out  # type: ignore[no-any-return]
 
     @staticmethod
@@ -115,8 +122,8 @@ class _Linear(torch.autograd.Function):
             pattern,
             needs,
             ctx.straight_through,
-            _is_sparse("input", x, weight, ctx.nnz),
-            _is_sparse("weight", x, weight, ctx.nnz),
+            _is_sparse("input", x, weight, ctx.kept),
+            _is_sparse("weight", x, weight, ctx.kept),
         )
         return (*only_needed(gradients, needs), None, None, *(None for _ in pattern))
 

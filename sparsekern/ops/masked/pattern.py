@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,30 @@ from .device_pattern import DeviceOrders
 _INT32_MAX = 2**31 - 1
 
 
+class Structure(NamedTuple):
+    """What was found in a pattern beside its entries.
+
+    Attributes:
+        strip: kept entries in each 64 columns of a row, where all rows have as many (N:M masks);
+            else 0.
+        rows: kept entries in fours of rows that keep the same columns (blocks).
+        columns: kept entries in fours of columns that keep the same rows.
+    """
+
+    strip: int = 0
+    rows: int = 0
+    columns: int = 0
+
+
 class SparsityPattern:
     """Which entries of a weight are kept, prepared once for products that skip the others.
 
     On the CPU it holds the kept positions in row order and in column order (32-bit, 12 bytes per
     kept entry together), built in two reading passes over the mask; on a GPU with CUDA kernels the
     same, built there in one pass, with an eighth of room to spare; elsewhere only the mask, for
-    which plain PyTorch needs no more. Pickling and deep copies carry the mask and rebuild the rest.
+    which plain PyTorch needs no more. On the CPU blocks and N:M groups among the kept entries are
+    noticed meanwhile, and products make use of them. Pickling and deep copies carry the mask and
+    rebuild the rest.
 
     Args:
         mask: bool, True where an entry is kept, of shape ``(rows, ...)``: all but the first
@@ -51,6 +68,7 @@ class SparsityPattern:
         self._buffers: list[Tensor] = []
         self._tensors: list[Tensor] = []
         self._nnz = 0
+        self._structure = Structure()
         self._device: DeviceOrders | None = None
         self._build()
 
@@ -103,6 +121,11 @@ class SparsityPattern:
         return self._mask.shape[1:].numel()
 
     @property
+    def structure(self) -> Structure:
+        """Blocks and N:M groups among the kept entries, looked for on the CPU."""
+        return self._structure
+
+    @property
     def prepared_for(self) -> str:
         """Whose products can run on it: ``"cpu"``, ``"cuda"``, or neither, an empty string."""
         if self._device is not None:
@@ -114,8 +137,9 @@ class SparsityPattern:
         """What operators are given of it: the mask; then, if prepared, the two orders.
 
         ``[mask, row pointer, row order's columns, column pointer, column order's rows, the row
-        order's position of each entry of the column order]``; for CUDA kernels also ``[row
-        schedule, column schedule]``, and those of one element per kept entry have room to spare.
+        order's position of each entry of the column order]``; on the CPU also ``[the structure
+        found]``; for CUDA kernels ``[row schedule, column schedule]``, and those of one element per
+        kept entry have room to spare.
         """
         return self._tensors
 
@@ -411,6 +435,10 @@ class SparsityPattern:
         core.fill_pattern(
             self._mask.data_ptr(), columns, core_pattern(self._tensors), cursor.data_ptr(), threads
         )
+        structure = self._buffer(6, core.structure_size(rows, columns))
+        core.find_structure(core_pattern(self._tensors), structure.data_ptr(), threads)
+        self._tensors.append(structure)
+        self._structure = Structure(*structure[:3].tolist())
 
     def _buffer(self, slot: int, size: int) -> Tensor:
         """Memory that is kept from one build to the next, as long as it is large enough."""
@@ -421,14 +449,16 @@ class SparsityPattern:
         return self._buffers[slot][:size]
 
 
-def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, int, int, int, int, int, int, int]:
+def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """What the compiled core is told of a pattern: sizes and addresses."""
+    addresses = [tensor.data_ptr() for tensor in tensors[1:]]
     return (
         tensors[1].shape[0] - 1,
         tensors[3].shape[0] - 1,
         tensors[2].shape[0],
-        *(tensor.data_ptr() for tensor in tensors[1:]),
-    )  # type: ignore[return-value]
+        *addresses,
+        *(0 for _ in range(6 - len(addresses))),  # its structure, before that is looked for
+    )
 
 
 def gather_values(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ def check_orders(pattern: sk.SparsityPattern, mask: Tensor) -> None:
     assert torch.equal(pointer.diff().long(), flat.sum(1))
     if not pattern.prepared_for:
         return
-    _, _, _, column_pointer, column_index, permutation = pattern.tensors
+    _, _, _, column_pointer, column_index, permutation, _ = pattern.tensors
     order = torch.sort(column, stable=True).indices
     assert torch.equal(permutation.long(), order)
     assert torch.equal(column_index.long(), row[order])
