@@ -9,7 +9,6 @@ what the vendor's data sheet gives; ``cache`` and ``launch`` are guesses. ``spar
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,22 +76,9 @@ def rates(name: str, capability: tuple[int, int]) -> DeviceRates:
 def tuned(name: str) -> DeviceRates | None:
     """What ``sparsekern tune`` found on a GPU of this name, if it has run.
 
-    A file that cannot be read or understood is passed over with a warning.
+    See :func:`~sparsekern.ops.masked.rates.cached` for files that cannot be read.
     """
-    path = files.cache_file()
-    try:
-        entry = files.entries(path).get(_key(name))
-        return None if entry is None else _from_json(entry)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        warnings.warn(
-            f"{path} is passed over, and the shipped rates are used: {error}. "
-            "`sparsekern tune` writes it anew.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    return files.cached(_key(name), _from_json)
 
 
 def save(found: DeviceRates, name: str) -> Path:

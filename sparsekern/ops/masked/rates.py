@@ -14,14 +14,16 @@ import platform
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 VARIABLE = "SPARSEKERN_TUNING"
 _FORMAT = 1  # of the file; others are not read
+_Table = TypeVar("_Table")
 
 
 class DtypeRates(NamedTuple):
@@ -109,13 +111,21 @@ def rates(isa: str, threads: int) -> Rates:
 def tuned(isa: str, threads: int) -> Rates | None:
     """What ``sparsekern tune`` found on this machine for these, if it has run.
 
+    See :func:`cached` for files that cannot be read.
+    """
+    return cached(_key(isa, threads), _from_json)
+
+
+def cached(key: str, parse: Callable[[dict[str, Any]], _Table]) -> _Table | None:
+    """One table of the cache file, or None where it has none by this key.
+
     A file that cannot be read or understood is passed over with a warning: a choice of algorithm
     is not worth a failure.
     """
     path = cache_file()
     try:
-        entry = entries(path).get(_key(isa, threads))
-        return None if entry is None else _from_json(entry)
+        entry = entries(path).get(key)
+        return None if entry is None else parse(entry)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -123,7 +133,7 @@ def tuned(isa: str, threads: int) -> Rates | None:
             f"{path} is passed over, and the shipped rates are used: {error}. "
             "`sparsekern tune` writes it anew.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return None
 

@@ -94,6 +94,8 @@ def test_rates_are_measured_by_calls(cuda_device: str) -> None:
 
 def test_tuning_without_the_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_load_cuda", lambda: (None, "it was not built"))
-    arguments = argparse.Namespace(device="cuda", masked=True, dry_run=True, threads=None)
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    arguments = parser.parse_args(["--device", "cuda", "--masked", "--dry-run"])
     with pytest.raises(ValueError, match="tune on a GPU: it was not built"):
         command.run(arguments)
