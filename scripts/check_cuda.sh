@@ -48,11 +48,17 @@ awk '/\.entry/ { inside = /multiply_panels/; all += inside }
     fail "bitmask:multiply_panels does not use the tensor cores"
 
 # The budget of local memory is nothing: neither spilled registers nor arrays without a register.
+uses_local_memory() { # architecture, source
+    ! "$nvcc" -std=c++17 -O3 --expt-relaxed-constexpr -Icsrc "-arch=sm_$1" -cubin -Xptxas -v "$2" \
+        -o "$scratch/$(basename "$2").$1" 2>&1 |
+        awk '/bytes stack frame/ { ++all; some += $1 != 0 } END { exit !(all && !some) }'
+}
+export -f uses_local_memory
+export nvcc scratch
 for ptx in "$scratch"/*.ptx; do
     for arch in 80 90 100 120; do
-        "$nvcc" -arch=sm_$arch -cubin -Xptxas -v "$ptx" -o "$scratch/cubin" 2>&1 |
-            awk '/bytes stack frame/ { ++all; some += $1 != 0 } END { exit !(all && !some) }' ||
-            fail "kernels of $(basename "$ptx" .ptx) use local memory on $arch"
+        echo "$arch csrc/cuda/$(basename "$ptx" .ptx).cu"
     done
-done
+done | xargs -P 2 -L 1 bash -c 'if uses_local_memory "$0" "$1"; then echo "$1 on $0"; fi' >"$scratch/local"
+[[ ! -s $scratch/local ]] || fail "kernels use local memory: $(paste -sd, "$scratch/local")"
 echo "no kernel uses local memory"
