@@ -128,7 +128,7 @@ def _ratios(results: Results, suite: str, shown: Sequence[CaseResult]) -> Figure
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="both", alpha=0.3)
     axes.set_xlabel("right of the line sparsekern is faster")
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
