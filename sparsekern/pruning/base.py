@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -34,7 +35,7 @@ class Tandem(Protocol):
         """Masks and weights are as they stay until the next pruning."""
 
 
-class Pruner:
+class Pruner(ABC):
     """A method that makes a model sparse: masks over its weights, over training time.
 
     ::
@@ -245,27 +246,27 @@ class Pruner:
 
     # --- what methods fill in ----------------------------------------------------------------
 
+    @abstractmethod
     def _choose(self, kept: int, allowed: list[Tensor]) -> list[Tensor]:
         """Masks that keep ``kept`` of the allowed weights, by the method's own metric."""
-        raise NotImplementedError(f"{type(self).__name__} has no metric: use one of its subclasses")
 
-    def _start(self) -> None:
+    def _start(self) -> None:  # noqa: B027 - may be left out
         """Makes the first masks; without it nothing is pruned at the start."""
 
-    def _after_step(self) -> None:
+    def _after_step(self) -> None:  # noqa: B027 - may be left out
         """Looks after an optimizer step, with the masks held already, whether to change them."""
 
-    def _after_epoch(self) -> None:
+    def _after_epoch(self) -> None:  # noqa: B027 - may be left out
         """Looks at the end of an epoch whether to change the masks."""
 
-    def _after_pruning(self) -> None:
+    def _after_pruning(self) -> None:  # noqa: B027 - may be left out
         """Does what follows a pruning, such as rewinding."""
 
     def _own_state(self) -> dict[str, Any]:
         """What the method itself must remember."""
         return {}
 
-    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - may be left out
         """Takes back what ``_own_state`` gave."""
 
     def _find(self) -> list[Weight]:

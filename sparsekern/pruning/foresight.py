@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,9 +41,9 @@ class Foresight(Pruner):
         super().__init__(sparsity, exclude=exclude, min_per_layer=min_per_layer)
         self._loss, self._batches = loss, batches
 
+    @abstractmethod
     def _scores(self, batches: list[Any]) -> list[Tensor]:
         """A score for each weight; the highest are kept."""
-        raise NotImplementedError(f"{type(self).__name__} has no score: use one of its subclasses")
 
     def _start(self) -> None:
         self._prune_to(self._final)

@@ -213,5 +213,5 @@ def test_states_of_others_are_refused():
 
 
 def test_a_pruner_without_a_metric():
-    with pytest.raises(NotImplementedError, match="Pruner has no metric"):
-        sk.pruning.Pruner(0.5)._choose(1, [])
+    with pytest.raises(TypeError, match="abstract class Pruner"):
+        sk.pruning.Pruner(0.5)

@@ -17,6 +17,8 @@ from sparsekern.ops.masked import rates as rates_of
 from sparsekern.ops.masked.rates import DEFAULTS
 from sparsekern.tuning import grid
 
+from ..conftest import compiled_only
+
 ARGUMENTS = {
     "part": "forward",
     "batch": 128,
@@ -134,16 +136,15 @@ TIMED = [
 ]
 
 
+@compiled_only
 @pytest.mark.skipif(
     os.environ.get("SPARSEKERN_TIMING") != "1",
     reason="times calls: SPARSEKERN_TIMING=1 on a machine with nothing else to do",
 )
 @pytest.mark.parametrize(("layer", "sparsities"), TIMED, ids=str)
 def test_the_choice_is_within_a_twentieth_of_the_best(
-    layer: grid.Layer, sparsities: tuple[float, ...], backend: str
+    layer: grid.Layer, sparsities: tuple[float, ...]
 ) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference has one algorithm")
     torch.use_deterministic_algorithms(False)  # which fills fresh memory
     isa, threads = str(native.cpu().isa()), torch.get_num_threads()
     rates = rates_of.rates(isa, threads).float32

@@ -13,6 +13,7 @@ import sparsekern as sk
 from sparsekern import native
 from sparsekern.ops.masked import choice, convolution
 
+from ..conftest import compiled_only
 from . import oracle
 
 # kernel, stride, padding, dilation, groups: phases of strides that divide the kernel or not, halos
@@ -189,12 +190,11 @@ def test_finite_differences(images: int) -> None:
     )
 
 
+@compiled_only  # in the reference zeros meet every pixel
 @pytest.mark.parametrize("images", IMAGES)
 def test_non_finite_pixels_reach_what_kept_weights_reach(
-    images: int, backend: str, monkeypatch: pytest.MonkeyPatch
+    images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend == "reference":
-        pytest.skip("there zeros meet every pixel")
     monkeypatch.setattr(choice, "convolves_sparsely", lambda *_: True)
     geometry = ((3, 3), 1, 1, 1, 1)
     x, weight, mask, bias, _ = problem(

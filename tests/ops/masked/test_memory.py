@@ -11,11 +11,13 @@ import torch
 import sparsekern as sk
 from sparsekern.ops.masked import memory
 
+from ..conftest import compiled_only
+
+pytestmark = compiled_only  # the reference allocates as torch does
+
 
 @pytest.fixture(autouse=True)
-def every_size(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference allocates as torch does")
+def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LEAST_BYTES", 0)
 
 

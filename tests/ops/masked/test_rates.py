@@ -12,6 +12,8 @@ from sparsekern import cli, native
 from sparsekern.ops.masked import choice, rates
 from sparsekern.tuning import grid, measure
 
+from ..conftest import compiled_only
+
 
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -62,11 +64,10 @@ def test_the_place_is_the_users_cache_folder(
     assert rates.cache_file() == tmp_path / "sparsekern" / "rates.json"
 
 
+@compiled_only
 def test_tune_measures_saves_and_is_shown(
-    backend: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference has no choice of algorithm")
     monkeypatch.setattr(measure, "_LEAST", 1)
     monkeypatch.setattr(measure, "_MOST", 1)
     assert cli.main(["tune", "--dry-run"]) == 0
@@ -80,15 +81,13 @@ def test_tune_measures_saves_and_is_shown(
     assert cli.main(["tune", "--out", str(file)]) == 2
 
 
+@compiled_only
 def test_a_check_times_a_grid_and_keeps_it(
-    backend: str,
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference has no choice of algorithm")
     layers = (grid.Layer((2, 8), (4, 8)), grid.Layer((2, 4, 5, 5), (6, 2, 3, 3), 2, groups=2))
     monkeypatch.setattr(grid, "LAYERS", layers)
     monkeypatch.setattr(grid, "SPARSITIES", (0.0, 0.5))

@@ -9,15 +9,13 @@ import torch
 
 import sparsekern as sk
 
+from ..conftest import compiled_only
 from . import oracle
 
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-@pytest.fixture(autouse=True)
-def needs_core(backend: str) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference has no operators")
+pytestmark = compiled_only  # the reference has no operators
 
 
 def check(name: str, *arguments: Any) -> Any:

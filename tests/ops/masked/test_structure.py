@@ -11,6 +11,7 @@ from sparsekern.ops.masked import choice
 from sparsekern.ops.masked.pattern import Structure
 from sparsekern.ops.masked.rates import DEFAULTS
 
+from ..conftest import compiled_only
 from . import oracle
 
 
@@ -47,9 +48,8 @@ def found(mask: Tensor) -> Structure:
     return sk.SparsityPattern(mask).structure
 
 
-def test_what_is_found(backend: str) -> None:
-    if backend != "cpu":
-        pytest.skip("it is looked for by the compiled core")
+@compiled_only  # which looks for it
+def test_what_is_found() -> None:
     mask = MASKS["16 x 16"]()
     nnz = int(mask.sum())
     assert found(mask) == Structure(0, nnz, nnz)
@@ -73,9 +73,8 @@ def test_what_is_found(backend: str) -> None:
     assert found(shifted).strip == 0
 
 
-def test_update_forgets_what_was_found(backend: str) -> None:
-    if backend != "cpu":
-        pytest.skip("it is looked for by the compiled core")
+@compiled_only  # which looks for it
+def test_update_forgets_what_was_found() -> None:
     pattern = sk.SparsityPattern(MASKS["16 x 16"]())
     pattern.update_(torch.rand(160, 192) > 0.6)
     assert pattern.structure == Structure()

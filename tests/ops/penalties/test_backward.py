@@ -13,6 +13,8 @@ from torch import Tensor
 import sparsekern as sk
 from sparsekern.ops import memory
 
+from ..conftest import compiled_only
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -89,9 +91,7 @@ def test_errors_leave_gradients_alone() -> None:
 
 
 @pytest.fixture
-def every_size(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend != "cpu":
-        pytest.skip("the reference allocates as torch does")
+def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_MAPPED_BYTES", 0)
 
 
@@ -101,6 +101,7 @@ LOSSES: list[Callable[[list[Tensor]], Tensor]] = [
 ]
 
 
+@compiled_only  # the reference allocates as torch does
 @pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_memory_is_taken_up_again(loss: Callable[[list[Tensor]], Tensor]) -> None:
@@ -124,6 +125,7 @@ def test_memory_is_taken_up_again(loss: Callable[[list[Tensor]], Tensor]) -> Non
         assert torch.equal(g, e)
 
 
+@compiled_only  # the reference allocates as torch does
 @pytest.mark.usefixtures("every_size")
 def test_training_steps_use_one_block() -> None:
     w = torch.randn(300, requires_grad=True)
@@ -137,6 +139,7 @@ def test_training_steps_use_one_block() -> None:
     assert len(addresses) == 1
 
 
+@compiled_only  # the reference allocates as torch does
 @pytest.mark.usefixtures("every_size")
 def test_idle_memory_dies_with_its_weight_and_leaves_copies_alone() -> None:
     import pickle
@@ -153,6 +156,7 @@ def test_idle_memory_dies_with_its_weight_and_leaves_copies_alone() -> None:
     assert block() is None
 
 
+@compiled_only  # the reference allocates as torch does
 @pytest.mark.usefixtures("every_size")
 def test_gradients_outlive_their_weight() -> None:
     weight = torch.randn(1000, requires_grad=True)
