@@ -1,14 +1,14 @@
 """Masked weights stored by their kept entries alone, for inference: several forms, chosen once.
 
-A compressed weight answers each batch in the form that is fastest for it: bitmask-compressed on the
-CUDA kernels for small batches, torch's semi-structured matrices for 2:4 masks, blocks where whole
-blocks are empty, and the dense masked weight for all else.
+A compressed weight answers each batch in the form that is fastest for it, by :mod:`.cuda_choice`:
+bitmask-compressed on the CUDA kernels for small batches, torch's semi-structured matrices for 2:4
+masks, blocks where whole blocks are empty, and the dense masked weight for all else.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from ... import dispatch
 from .. import checks
 from ..registry import needs_grad
-from . import bitmask
+from . import bitmask, cuda_choice
+from .cuda_rates import DeviceRates
 
 if TYPE_CHECKING:
     from .pattern import SparsityPattern
@@ -28,66 +29,7 @@ _SEMI_DTYPES = (torch.bfloat16, torch.float16)
 # Of a weight for either of torch's back ends, CUTLASS (32, 64) and cuSPARSELt (16, 16).
 _SEMI_MULTIPLES = (32, 64)
 _SEMI_CAPABILITY = (8, 0)
-# Side of a block, and the largest share of blocks that hold anything at which they are multiplied
-# one by one. Smaller blocks fill the tensor cores less. Not measured on hardware.
-_BLOCKS = {64: 0.5, 32: 0.35, 16: 0.2}
-
-# The model that chooses between bitmask and dense. Counted in the instructions of the kernels'
-# inner loops, for 32 weights each; bytes are turned into instructions at the rate of an H200 (4.3
-# TB/s, 132 multiprocessors of four at 1.8 GHz), where memory is fastest against instructions:
-# elsewhere compressed weights do better than it says. Not measured on hardware.
-_LARGEST_BATCH = 16
-_GAIN = 0.8  # of the dense cost: what the model does not know is not to make a product slower
-_BYTES_PER_INSTRUCTION = 4.5
-_UNPACKING = 4.5  # for a left operand of the tensor cores
-_SCAN = 0.6  # where a lane's values begin
-_WALK, _WALK_PER_ROW = 8.0, 2.5  # a kept weight of the slowest lane; and for each row of x
-_FEW = 4  # rows of x that one launch multiplies without tensor cores
-
-
-class Sizes(NamedTuple):
-    """What the choice of a form depends on besides the batch."""
-
-    rows: int
-    columns: int
-    nnz: int
-    dtype: torch.dtype
-    forms: frozenset[str]
-
-
-def algorithm(batch: int, sizes: Sizes) -> str:
-    """The form that multiplies a batch: a pure function.
-
-    Args:
-        batch: rows of x.
-        sizes: with the forms that there are of the weight.
-
-    Returns:
-        ``"semi_structured"``, ``"few"`` or ``"panels"`` (bitmask-compressed, without and with
-        tensor cores), ``"blocks"``, or ``"dense"``.
-    """
-    if "semi_structured" in sizes.forms:
-        return "semi_structured"
-    if "bitmask" in sizes.forms and 1 <= batch <= _LARGEST_BATCH:
-        few, panels = instructions("few", batch, sizes), instructions("panels", batch, sizes)
-        if min(few, panels) < _GAIN * instructions("dense", batch, sizes):
-            return "few" if few < panels else "panels"
-    return "blocks" if "blocks" in sizes.forms else "dense"
-
-
-def instructions(name: str, batch: int, sizes: Sizes) -> float:
-    """The modelled cost of 32 weights in instructions of a warp; see :func:`algorithm`."""
-    density = sizes.nnz / max(1, sizes.rows * sizes.columns)
-    if name == "dense":
-        return 32 * sizes.dtype.itemsize / _BYTES_PER_INSTRUCTION
-    read = (4 + 32 * density * sizes.dtype.itemsize) / _BYTES_PER_INSTRUCTION
-    if name == "panels":
-        return math.inf if sizes.dtype == torch.float32 else max(read, _UNPACKING + _SCAN)
-    # A warp walks as long as its fullest lane: 2.5 standard deviations above the mean.
-    longest = 32 * density + 2.5 * math.sqrt(32 * density * (1 - density))
-    launches = math.ceil(batch / _FEW)
-    walk = longest * (_WALK + _WALK_PER_ROW * min(batch, _FEW)) / 32
-    return launches * max(read, walk + _SCAN)
+_BLOCK_SIDES = (64, 32, 16)
 
 
 class CompressedWeight:
@@ -118,28 +60,28 @@ class CompressedWeight:
         self._dtype, self._device = weight.dtype, weight.device
         if is_semi_structured(mask) and nnz > 0:
             self._semi_structured = semi_structured(torch.where(mask, weight, 0))
-        side = 0
+        side = in_blocks = 0
         if self._semi_structured is None:
-            side = block_side(mask)
+            side, in_blocks = block_side(mask, cuda_choice.machine(weight.device)[0])
             if weight.dtype in bitmask.DTYPES:
                 self._packed = bitmask.pack(mask, weight, nnz, self._kernels)
             else:
                 self._dense = torch.where(mask, weight, 0)
         if side:
-            self._blocks = _blocks(torch.where(mask, weight, 0), side)
+            self._blocks = blocks(torch.where(mask, weight, 0), side)
         forms = {
             "semi_structured": self._semi_structured is not None,
             "bitmask": self._packed is not None and self._kernels,
             "blocks": self._blocks is not None,
         }
-        self._sizes = Sizes(
-            rows, columns, nnz, weight.dtype, frozenset(name for name in forms if forms[name])
-        )
+        self._forms = frozenset(name for name in forms if forms[name])
+        self._shape = torch.Size((rows, columns))
+        self._nnz, self._block_side, self._in_blocks = nnz, side, in_blocks
 
     @property
     def shape(self) -> torch.Size:
         """``(rows, columns)``."""
-        return torch.Size((self._sizes.rows, self._sizes.columns))
+        return self._shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,7 +96,7 @@ class CompressedWeight:
     @property
     def nnz(self) -> int:
         """How many entries are kept."""
-        return self._sizes.nnz
+        return self._nnz
 
     @property
     def forms(self) -> frozenset[str]:
@@ -163,7 +105,7 @@ class CompressedWeight:
         The dense weight can always be made. ``"bitmask"`` is named where the kernels can multiply
         with it; elsewhere it is merely how the weight is stored.
         """
-        return self._sizes.forms
+        return self._forms
 
     @property
     def nbytes(self) -> int:
@@ -179,8 +121,11 @@ class CompressedWeight:
         return packed + dense + semi + blocks
 
     def algorithm(self, batch: int) -> str:
-        """What multiplies a batch of so many rows; see :func:`algorithm`."""
-        return algorithm(batch, self._sizes)
+        """What multiplies a batch of so many rows, of all its forms and the dense weight.
+
+        See :func:`.cuda_choice.algorithm` for the names.
+        """
+        return self._fastest(batch, (*self._forms, "dense"))
 
     def to_dense(self) -> Tensor:
         """The dense weight with zeros where nothing is kept: ``(rows, columns)``."""
@@ -201,7 +146,7 @@ class CompressedWeight:
             ValueError: for a shape or a device that does not fit.
         """
         self._check(x, bias)
-        name = algorithm(x.shape[:-1].numel(), self._sizes)
+        name = self.algorithm(x.shape[:-1].numel())
         if name == "dense" or needs_grad([x] if bias is None else [x, bias]):
             return F.linear(x, self._dense_weight(), bias)
         if name == "semi_structured":
@@ -214,7 +159,30 @@ class CompressedWeight:
         else:
             assert self._packed is not None
             out = bitmask.linear(flat, self._packed, bias, name == "panels")
-        return out.view(*x.shape[:-1], self._sizes.rows)
+        return out.view(*x.shape[:-1], self._shape[0])
+
+    def _loses_to_pattern(self, batch: int) -> bool:
+        """Whether a pattern of the same mask multiplies a batch faster, on the CUDA kernels."""
+        forms = (*self._forms, "dense", "unstructured")
+        return self._kernels and self._fastest(batch, forms) == "unstructured"
+
+    def _fastest(self, batch: int, forms: Collection[str]) -> str:
+        if self._device.type != "cuda" and not self._kernels:  # there is no model of its time
+            return next(name for name in cuda_choice.TIMES if name in forms)
+        rates, tf32 = cuda_choice.machine(self._device)
+        rows, columns = self._shape
+        sizes = cuda_choice.Sizes(
+            batch,
+            rows,
+            columns,
+            self._nnz,
+            self._dtype,
+            tf32,
+            masked=self._keep_dense or self._dense is not None,
+            block_side=self._block_side,
+            in_blocks=self._in_blocks,
+        )
+        return cuda_choice.algorithm("forward", sizes, rates, forms)
 
     def _dense_weight(self) -> Tensor:
         if self._dense is not None:
@@ -230,9 +198,9 @@ class CompressedWeight:
 
     def _check(self, x: Tensor, bias: Tensor | None) -> None:
         checks.floating_tensor(x, "x")
-        if x.dim() == 0 or x.shape[-1] != self._sizes.columns:
+        if x.dim() == 0 or x.shape[-1] != self._shape[1]:
             raise ValueError(
-                f"x must have shape (..., {self._sizes.columns}) for a weight of shape "
+                f"x must have shape (..., {self._shape[1]}) for a weight of shape "
                 f"{tuple(self.shape)}, got {tuple(x.shape)}"
             )
         for tensor, name in ((x, "x"), (bias, "bias")):
@@ -248,9 +216,9 @@ class CompressedWeight:
                     f"{name} is on {tensor.device} and the compressed weight on {self._device}: "
                     "expected one device"
                 )
-        if bias is not None and bias.shape != (self._sizes.rows,):
+        if bias is not None and bias.shape != (self._shape[0],):
             raise ValueError(
-                f"bias must have shape ({self._sizes.rows},), one per row of the weight, got "
+                f"bias must have shape ({self._shape[0]},), one per row of the weight, got "
                 f"{tuple(bias.shape)}"
             )
 
@@ -300,19 +268,27 @@ def semi_structured(dense: Tensor) -> Tensor | None:
     return found
 
 
-def block_side(mask: Tensor) -> int:
-    """The side of the blocks that a mask is worth being multiplied by, or 0 for none."""
-    for side, most in _BLOCKS.items():
+def block_side(mask: Tensor, rates: DeviceRates) -> tuple[int, int]:
+    """The side of the blocks that a mask is worth being multiplied by, and the weights in them.
+
+    Returns:
+        64, 32 or 16 and a number of weights, kept or not; ``(0, 0)`` where the whole mask is
+        multiplied as fast.
+    """
+    best, found = 1.0, (0, 0)
+    for side in _BLOCK_SIDES:
         rows, columns = mask.shape
         if rows % side or columns % side or mask.numel() == 0:
             continue
         blocks = mask.view(rows // side, side, columns // side, side).any(dim=3).any(dim=1)
-        if 0 < int(blocks.sum()) <= most * blocks.numel():
-            return side
-    return 0
+        count = int(blocks.sum())
+        cost = count / (blocks.numel() * rates.blocks(side))  # over that of the dense weight
+        if count > 0 and cost <= best:
+            best, found = cost, (side, count * side**2)
+    return found
 
 
-def _blocks(dense: Tensor, side: int) -> Tensor | None:
+def blocks(dense: Tensor, side: int) -> Tensor | None:
     """The blocks that hold anything, or None where torch does not multiply them."""
     found = dense.to_sparse_bsr((side, side))
     try:
@@ -338,8 +314,8 @@ def kept(compressed: CompressedWeight, weight: Tensor, mask: Tensor) -> Kept:
 def found(x: Tensor, weight: Tensor, pattern: SparsityPattern) -> CompressedWeight | None:
     """The compressed form that a pattern has of exactly this weight, where x can be multiplied.
 
-    None where gradients are wanted, the plain-PyTorch reference is asked for, or the weight or the
-    mask has changed since.
+    None where gradients are wanted, the plain-PyTorch reference is asked for, the weight or the
+    mask has changed since, or the pattern is faster for so many rows.
     """
     own = pattern.remembered
     if own is None or torch.compiler.is_compiling() or own.weight() is not weight:
@@ -348,7 +324,7 @@ def found(x: Tensor, weight: Tensor, pattern: SparsityPattern) -> CompressedWeig
         return None
     if dispatch.requested() == "reference" or needs_grad([x, weight]):
         return None
-    return own.compressed
+    return None if own.compressed._loses_to_pattern(x.shape[:-1].numel()) else own.compressed
 
 
 def _mark(weight: Tensor, mask: Tensor) -> tuple[Any, ...]:

@@ -1,14 +1,16 @@
-"""Which algorithm a masked product takes on a GPU: a pure function of sizes, dtype and rates.
+"""Which algorithm a masked product takes on a GPU: a pure function of sizes, forms and rates.
 
-As on the CPU (:mod:`.choice`), times are modelled as sums of counts over rates, and their ratio
-decides. None of it has been measured on hardware: :mod:`.cuda_rates` says where its numbers are
+As on the CPU (:mod:`.choice`), times are modelled as sums of counts over rates, and the shortest
+one decides, among the forms that there are of the weight. Counts are of what the kernels do, rates
+of the GPU. None of it has been measured on hardware: :mod:`.cuda_rates` says where its numbers are
 from. Every algorithm gives the same results, so a wrong choice costs time only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +20,25 @@ from . import cuda_rates
 from .choice import PARTS
 from .cuda_rates import DeviceRates
 
+# Of a weight and a pattern, as in training; compressed weights have others.
+FORMS = ("unstructured", "dense")
+
 _SECTOR = 32  # bytes that the device reads for one kept weight
 _ENTRY = 12  # bytes of an index and a value, and of the place of a value in the other order
 _VECTOR = 16  # bytes of the batch that a lane has at least
-# Launches: turn x, gather, multiply, turn the result; or mask, multiply.
-_SPARSE_LAUNCHES, _DENSE_LAUNCHES = 4, 2
+_SPARSE_LAUNCHES = 4  # turn x, gather, multiply, turn the result
+
+# Of bitmask-compressed weights, by which batches are multiplied up to this one.
+LARGEST_BATCH = 16
+_FEW = 4  # rows of x that one launch multiplies without tensor cores
+# Instructions of a warp in that kernel's inner loop: for a kept weight of the slowest lane, for
+# each row of x with it, and for 32 weights to find where a lane's values begin.
+_WALK, _WALK_PER_ROW, _SCAN = 8.0, 2.5, 0.6
+# What these models leave out (waiting for memory) is not to make a product slower than dense.
+_CAUTION = 1.25
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Of one masked product.
 
     Attributes:
@@ -36,6 +48,9 @@ class Sizes:
         nnz: kept weights, about.
         dtype: of x.
         tf32: whether torch may use TF32 for float32.
+        masked: whether the dense weight is there with its zeros, so that none has to be made.
+        block_side: of the blocks that a form ``"blocks"`` has.
+        in_blocks: weights in these blocks, kept or not.
     """
 
     batch: int
@@ -44,6 +59,9 @@ class Sizes:
     nnz: int
     dtype: torch.dtype
     tf32: bool = False
+    masked: bool = False
+    block_side: int = 0
+    in_blocks: int = 0
 
     @property
     def weights(self) -> int:
@@ -63,15 +81,17 @@ class Sizes:
 
 
 def dense_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
-    """The modelled time by a masked copy, or a masked result, and torch's product."""
+    """The modelled time of torch's product, and of a masked copy or result where that is needed."""
     operations = 2 * sizes.batch * sizes.weights / rates.dense(sizes.dtype, sizes.tf32)
     moved = (sizes.ends + sizes.weights * sizes.dtype.itemsize) / rates.memory
-    masking = sizes.weights * (1 + 2 * sizes.dtype.itemsize) / rates.memory
-    return _DENSE_LAUNCHES * rates.launch + max(operations, moved) + masking
+    time = rates.launch + max(operations, moved)
+    if sizes.masked:
+        return time
+    return time + rates.launch + sizes.weights * (1 + 2 * sizes.dtype.itemsize) / rates.memory
 
 
 def unstructured_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
-    """The modelled time by kept entries."""
+    """The modelled time by kept entries, wherever they are."""
     # Each side of the batch is turned: read and written once more.
     time = _SPARSE_LAUNCHES * rates.launch + 3 * sizes.ends / rates.memory
     if part == "weight":
@@ -83,14 +103,64 @@ def unstructured_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> flo
     return time + kept_lines / rates.memory
 
 
-# Those that can be chosen, in the order in which equals are preferred.
-TIMES: dict[str, Callable[[str, Sizes, DeviceRates], float]] = {
-    "unstructured": unstructured_nanoseconds,
-    "dense": dense_nanoseconds,
+def semi_structured_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
+    """The modelled time of torch's product with a 2:4 weight."""
+    operations = 2 * sizes.batch * sizes.weights / rates.semi_structured
+    # Half of the values, and two bits for each of them.
+    moved = (sizes.ends + sizes.weights * sizes.dtype.itemsize * 9 / 16) / rates.memory
+    return rates.launch + max(operations, moved)
+
+
+def blocks_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
+    """The modelled time of torch's product with the blocks that hold anything."""
+    operations = 2 * sizes.batch * sizes.in_blocks / rates.dense(sizes.dtype, sizes.tf32)
+    moved = (sizes.ends + sizes.in_blocks * sizes.dtype.itemsize) / rates.memory
+    return rates.launch + max(operations, moved) / rates.blocks(sizes.block_side)
+
+
+def few_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
+    """The modelled time of a bitmask whose lanes walk over their kept weights."""
+    if not 1 <= sizes.batch <= LARGEST_BATCH:
+        return math.inf
+    passes = math.ceil(sizes.batch / _FEW)
+    walked = walk_instructions(sizes) / rates.instructions
+    return rates.launch + _CAUTION * max(passes * _packed_bytes(sizes) / rates.memory, walked)
+
+
+def panels_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
+    """The modelled time of a bitmask unpacked into operands of the tensor cores."""
+    if not 1 <= sizes.batch <= LARGEST_BATCH or sizes.dtype == torch.float32:
+        return math.inf
+    unpacked = sizes.weights / rates.unpacked  # whatever is kept
+    return rates.launch + _CAUTION * max(_packed_bytes(sizes) / rates.memory, unpacked)
+
+
+def walk_instructions(sizes: Sizes) -> float:
+    """Instructions of a warp that :func:`few_nanoseconds` counts."""
+    density = sizes.nnz / max(1, sizes.weights)
+    # A warp walks as long as its fullest lane: 2.5 standard deviations above the mean.
+    longest = 32 * density + 2.5 * math.sqrt(32 * density * (1 - density))
+    walk = longest * (_WALK + _WALK_PER_ROW * min(sizes.batch, _FEW)) / 32 + _SCAN
+    return math.ceil(sizes.batch / _FEW) * sizes.weights / 32 * walk
+
+
+def _packed_bytes(sizes: Sizes) -> float:
+    return sizes.ends + sizes.weights / 8 + sizes.nnz * sizes.dtype.itemsize
+
+
+# Those that can be chosen, with the form of the weight that each needs, in the order in which
+# equals are preferred.
+TIMES: dict[str, tuple[str, Callable[[str, Sizes, DeviceRates], float]]] = {
+    "semi_structured": ("semi_structured", semi_structured_nanoseconds),
+    "few": ("bitmask", few_nanoseconds),
+    "panels": ("bitmask", panels_nanoseconds),
+    "unstructured": ("unstructured", unstructured_nanoseconds),
+    "blocks": ("blocks", blocks_nanoseconds),
+    "dense": ("dense", dense_nanoseconds),
 }
 
 
-def algorithm(part: str, sizes: Sizes, rates: DeviceRates) -> str:
+def algorithm(part: str, sizes: Sizes, rates: DeviceRates, forms: Collection[str] = FORMS) -> str:
     """The fastest algorithm for one part of a masked linear layer.
 
     Args:
@@ -98,20 +168,38 @@ def algorithm(part: str, sizes: Sizes, rates: DeviceRates) -> str:
             masked gradient with respect to the weight).
         sizes: of the product.
         rates: of the GPU.
+        forms: of the weight, some of ``"unstructured"`` (a pattern), ``"dense"``, and for the
+            forward pass ``"bitmask"``, ``"semi_structured"`` (2:4) and ``"blocks"``.
 
     Returns:
-        A name of :data:`TIMES`.
+        ``"dense"``, ``"unstructured"``, ``"semi_structured"``, ``"blocks"``, or for a bitmask
+        ``"few"`` or ``"panels"`` (without and with tensor cores).
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    return min(TIMES, key=lambda name: TIMES[name](part, sizes, rates))
+    fastest, shortest = "", math.inf
+    for name, (form, nanoseconds) in TIMES.items():  # torch.compile knows no min with a key
+        if form in forms:
+            time = nanoseconds(part, sizes, rates)
+            if not fastest or time < shortest:
+                fastest, shortest = name, time
+    if not fastest:
+        known = sorted({form for form, _ in TIMES.values()})
+        raise ValueError(f"forms must hold some of {', '.join(known)}, got {sorted(forms)}")
+    return fastest
 
 
 def here(part: str, x: Tensor, weight: Tensor, nnz: int) -> str:
-    """The algorithm for x and a weight on their device."""
-    name, capability, tf32 = _device(x.device.type, x.device.index)
+    """The algorithm for x, a weight and a pattern on their device."""
+    rates, tf32 = machine(x.device)
     sizes = Sizes(x.shape[0], weight.shape[0], x.shape[1], nnz, x.dtype, tf32)
-    return algorithm(part, sizes, DeviceRates(*_numbers(name, capability)))
+    return algorithm(part, sizes, rates)
+
+
+def machine(device: torch.device) -> tuple[DeviceRates, bool]:
+    """The rates of a device, and whether torch may use TF32."""
+    name, capability, tf32 = _device(device.type, device.index)
+    return DeviceRates(*_numbers(name, capability)), tf32
 
 
 def _device(kind: str, index: int | None) -> tuple[str, tuple[int, int], bool]:
@@ -123,8 +211,7 @@ def _device(kind: str, index: int | None) -> tuple[str, tuple[int, int], bool]:
 
 
 def _numbers(name: str, capability: tuple[int, int]) -> tuple[float, ...]:
-    found = cuda_rates.rates(name, capability)
-    return tuple(getattr(found, field) for field in DeviceRates.__dataclass_fields__)
+    return tuple(cuda_rates.rates(name, capability))
 
 
 # As in choice.py: tracing takes the answers as constants.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern.ops.masked import bitmask, compressed
+from sparsekern.ops.masked import bitmask, compressed, cuda_choice
 
 from . import oracle
 
@@ -198,3 +198,21 @@ def test_compiled(backend: str) -> None:
         x = torch.randn(batch, 70, dtype=torch.bfloat16, device=backend)
         torch.testing.assert_close(compiled(x), form.linear(x * 2).relu())
     torch._dynamo.reset()
+
+
+def test_masked_linear_leaves_it_where_the_pattern_is_faster(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, mask = weight(64, 192, 0.99, torch.float32)
+    w, pattern = w.to(backend), sk.SparsityPattern(mask.to(backend))
+    form = pattern.compress(w)
+    known = cuda_choice.machine(torch.device(backend))[0]
+
+    def taken(batch: int, cache: float) -> bool:
+        rates = known._replace(cache=cache, memory=1e9, launch=1.0)
+        monkeypatch.setattr(cuda_choice, "machine", lambda device: (rates, False))
+        return compressed.found(torch.zeros(batch, 192, device=backend), w, pattern) is form
+
+    assert taken(256, cache=1.0)
+    assert not taken(256, cache=1e9)
+    assert taken(1, cache=1.0)

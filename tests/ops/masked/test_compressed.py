@@ -10,46 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern.ops.masked import compressed
-from sparsekern.ops.masked.compressed import CompressedWeight, Sizes, algorithm
+from sparsekern.ops.masked import compressed, cuda_rates
+from sparsekern.ops.masked.compressed import CompressedWeight
 
 from . import oracle
-
-
-def sizes(sparsity: float, dtype: torch.dtype, *forms: str, side: int = 4096) -> Sizes:
-    return Sizes(side, side, round(side * side * (1 - sparsity)), dtype, frozenset(forms))
-
-
-@pytest.mark.parametrize(
-    ("batch", "sparsity", "expected"),
-    [
-        (1, 0.95, "few"),
-        (4, 0.95, "few"),
-        (8, 0.95, "panels"),
-        (1, 0.5, "panels"),
-        (16, 0.9, "panels"),
-        (17, 0.9, "dense"),
-        (1, 0.1, "dense"),
-        (0, 0.9, "dense"),
-    ],
-)
-def test_choice_in_bfloat16(batch: int, sparsity: float, expected: str) -> None:
-    assert algorithm(batch, sizes(sparsity, torch.bfloat16, "bitmask")) == expected
-
-
-@pytest.mark.parametrize(
-    ("batch", "sparsity", "expected"),
-    [(1, 0.9, "few"), (16, 0.98, "few"), (16, 0.5, "dense"), (1, 0.0, "dense")],
-)
-def test_choice_in_float32(batch: int, sparsity: float, expected: str) -> None:
-    assert algorithm(batch, sizes(sparsity, torch.float32, "bitmask")) == expected
-
-
-def test_choice_of_other_forms() -> None:
-    both = sizes(0.5, torch.float16, "bitmask", "blocks")
-    assert algorithm(1000, both) == "blocks"
-    assert algorithm(4, sizes(0.5, torch.float16, "semi_structured")) == "semi_structured"
-    assert algorithm(4, sizes(0.95, torch.float16)) == "dense"
 
 
 def two_of_four(rows: int, columns: int) -> Tensor:
@@ -131,8 +95,12 @@ def test_blocks_are_found(side: int, kept: float) -> None:
     blocks = torch.rand(1024 // size, 512 // size)
     chosen = blocks <= blocks.flatten().kthvalue(round(kept * blocks.numel())).values
     mask = chosen.repeat_interleave(size, 0).repeat_interleave(size, 1)
-    assert compressed.block_side(mask) == side
-    assert compressed.block_side(mask[:-1]) == 0
+    rates = cuda_rates.shipped((9, 0))
+    assert compressed.block_side(mask, rates) == (side, int(mask.sum()) if side else 0)
+    assert compressed.block_side(mask[:-1], rates) == (0, 0)
+    # Where small blocks are multiplied as fast as the whole, they are taken for what they skip.
+    found = compressed.block_side(mask, rates._replace(blocks16=1.0))
+    assert found == (16, int(mask.sum()))
 
 
 def test_blocks_are_multiplied_alone() -> None:

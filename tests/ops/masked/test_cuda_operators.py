@@ -110,6 +110,20 @@ def test_a_compiled_graph_is_whole(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_compiled_graph_takes_batches_of_any_size(backend: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(sk.masked_linear, fullgraph=True, backend="aot_eager")
+    _, weight, mask, bias = (t.to(backend) for t in oracle.problem(8, 40, 30, 0.8, torch.float32))
+    pattern, kept = sk.SparsityPattern(mask), torch.where(mask, weight, 0)
+    for batch in (3, 8, 21):
+        x = torch.randn(batch, 40, device=backend, requires_grad=True)
+        out = compiled(x, weight, pattern, bias)
+        out.sum().backward()
+        torch.testing.assert_close(out, x @ kept.T + bias, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(x.grad, kept.sum(0).expand(batch, -1), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
 def test_gradients_of_gradients_are_refused(backend: str) -> None:
     x, weight, mask, _ = oracle.problem(4, 6, 5, 0.5, torch.float32)
     leaf = x.to(backend).requires_grad_()
