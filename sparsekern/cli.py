@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,6 +22,7 @@ _COMMANDS = {
     "tune": ("tuning", "measure what the choice of algorithm depends on, and keep it"),
 }
 _INFO_HELP = "what this installation can do, and why not more"
+_INTERRUPTED = 130  # the exit status of a program that Ctrl-C stopped
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,22 +57,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; ``sys.argv[1:]`` if None.
 
     Returns:
-        The exit status: 0, or 2 for arguments that make no sense, told in one line on stderr.
+        The exit status: 0; 2 for arguments that make no sense, an environment that asks for what
+        is not there, or a file that cannot be read or written, told in one line on stderr; 130
+        after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((argument for argument in arguments if argument in _COMMANDS), None)
     parsed = _build_parser(command).parse_args(arguments)
-    if parsed.command in (None, "info"):
-        from .info import info
-
-        print(info())
-        if parsed.command is None:
-            print(f"\nusage: sparsekern {' | '.join(('info', *_COMMANDS))}   (--help tells more)")
-        return 0
     try:
+        if parsed.command in (None, "info"):
+            _print_info(parsed.command is None)
+            return 0
+        _check_environment()
         status: int = parsed.run(parsed)
-    except ValueError as error:
+        sys.stdout.flush()  # what reads it may have gone: that is told here and not at the exit
+    except BrokenPipeError:  # as after `sparsekern bench | head`: nobody is left to tell anything
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"sparsekern {parsed.command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"sparsekern {parsed.command}: error: {message}", file=sys.stderr)
         return 2
     return status
+
+
+def _print_info(hint: bool) -> None:
+    from .info import info
+
+    print(info())
+    if hint:
+        print(f"\nusage: sparsekern {' | '.join(('info', *_COMMANDS))}   (--help tells more)")
+    sys.stdout.flush()
+
+
+def _check_environment() -> None:
+    """Refuses a SPARSEKERN_BACKEND or SPARSEKERN_ISA that nothing here can satisfy.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    from . import dispatch, native
+
+    name = dispatch.requested()
+    try:
+        native.cpu_missing_reason()
+        reason = dispatch.missing_reason(name)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    if reason:
+        raise ValueError(f"SPARSEKERN_BACKEND asks for {name}, which is not available: {reason}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 
 import pytest
 
 import sparsekern as sk
+from sparsekern import dispatch
 from sparsekern.cli import main
 
-COMMANDS = ["train", "grid", "effects", "report", "bench", "compare"]
+COMMANDS = ["train", "grid", "effects", "report", "bench", "compare", "tune"]
 FOLDERS = {
     "train": "training",
     "grid": "training.grid",
@@ -19,6 +21,7 @@ FOLDERS = {
     "report": "training.reporting",
     "bench": "bench",
     "compare": "analysis",
+    "tune": "tuning",
 }
 ARGUMENTS = {"report": ["runs"], "compare": ["net"]}
 
@@ -85,6 +88,55 @@ def test_a_value_error_is_one_line(
     assert main([command, *ARGUMENTS.get(command, [])]) == 2
     message = f"sparsekern {command}: error: --sparsity must be in [0, 1), got 1.5\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied", "/out"), KeyboardInterrupt()])
+def test_no_tracebacks_of_what_the_user_did(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("sparsekern.bench.command")
+
+    def run(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr(module, "run", run)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    assert main(["bench"]) == (130 if interrupted else 2)
+    told = "interrupted" if interrupted else "error: [Errno 13] Permission denied: '/out'"
+    assert capsys.readouterr().err == f"sparsekern bench: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ({"SPARSEKERN_BACKEND": "fastest"}, "SPARSEKERN_BACKEND must be one of auto"),
+        ({"SPARSEKERN_BACKEND": "cuda"}, "SPARSEKERN_BACKEND asks for cuda, which is not"),
+        ({"SPARSEKERN_ISA": "mmx"}, "SPARSEKERN_ISA asks for 'mmx'"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_one_line(variable: dict[str, str], told: str) -> None:
+    if "SPARSEKERN_ISA" in variable and sk.info().cpu is None:
+        pytest.skip("there is no compiled core to have an instruction set")
+    if variable.get("SPARSEKERN_BACKEND") == "cuda" and not dispatch.missing_reason("cuda"):
+        pytest.skip("there are CUDA kernels")
+    result = subprocess.run(
+        [sys.executable, "-m", "sparsekern", "bench", "--list"],
+        env={**os.environ, **variable},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "sparsekern", "bench", "--list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, error = process.communicate(timeout=60)
+    assert error == ""
 
 
 def test_exit_status_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ..interrupt import StopRequest
 from ..nn.wrappers import unwrap
+from ..ops import checks
 from ..ops.similarity.kernels import Kernel, Linear, resolve_kernel
 from .batches import Call, InputRule, call_of, paired
 from .collective import Team, TeamError
 from .engine import Engine, Outcome
 from .exact import ExactEngine
 from .features import FeatureRule, SpatialRule, TokenRule
-from .layers import LayerInfo, LayerSpec, Selection, callable_layers, is_leaf, select_layers
+from .layers import LayerSpec, Selection, callable_layers, select_layers
 from .minibatch import MinibatchEngine
 from .plan import Budget
 from .progress import Progress
@@ -110,7 +111,7 @@ class CKA:
         _one_of("mode", mode, MODES)
         _one_of("estimator", estimator, ESTIMATORS)
         _one_of("standard_error", standard_error, STANDARD_ERRORS)
-        if permutations < 0:
+        if checks.whole_number(permutations, "permutations") < 0:
             raise ValueError(f"permutations must be at least 0, got {permutations}")
         if permutations and mode == "exact":
             raise ValueError('permutations need mode="minibatch": they are drawn in each batch')
@@ -154,7 +155,7 @@ class CKA:
             ValueError: for no or too few samples, loaders out of step, layers that were named and
                 not called, features that are not finite (the layer is named).
         """
-        if max_samples is not None and max_samples < 1:
+        if max_samples is not None and checks.whole_number(max_samples, "max_samples") < 1:
             raise ValueError(f"max_samples must be at least 1, got {max_samples}")
         models = [self.model1] if self.same_model else [self.model1, self.model2]
         for index, model in enumerate(models, 1):
@@ -380,57 +381,6 @@ class CKA:
             constant_columns=constant[1],
             partial=partial,
         )
-
-
-def model_layers(
-    model: nn.Module, batch: Any = None, *, inputs: InputRule | None = None
-) -> list[LayerInfo]:
-    """The layers of a model that can be compared, and with a batch the shapes of their outputs.
-
-    Args:
-        model: the network.
-        batch: as a loader would give it: one forward is run on it, in the mode that the model is
-            in. Without one, layers are listed without shapes.
-        inputs: as in :class:`CKA`.
-
-    Returns:
-        One entry for each module that can have an output, in the order of definition.
-    """
-    found = callable_layers(model)
-    shapes: dict[str, tuple[tuple[int, ...] | None, ...]] = {}
-    if batch is not None:
-        shapes = _dry_run(model, found, batch, inputs)
-    return [
-        LayerInfo(name, type(unwrap(module)).__name__, is_leaf(module), shapes.get(name, ()))
-        for name, module in found.items()
-    ]
-
-
-def _dry_run(
-    model: nn.Module, layers: dict[str, nn.Module], batch: Any, inputs: InputRule | None
-) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
-    from .features import first_tensor
-
-    seen: dict[str, tuple[tuple[int, ...] | None, ...]] = {}
-
-    def listen(name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            x = first_tensor(output)
-            seen[name] = (*seen.get(name, ()), None if x is None else tuple(x.shape))
-
-        return module.register_forward_hook(hook)
-
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    call = call_of(model, batch, inputs, device)
-    handles = [listen(name, module) for name, module in layers.items()]
-    try:
-        with torch.no_grad():
-            model(*call.args, **call.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
 
 
 def _samples_ahead(loader: Iterable[Any], most: int | None) -> int | None:

@@ -55,8 +55,9 @@ class FeatureRule:
     def __post_init__(self) -> None:
         _check("tokens", self.tokens, TOKEN_RULES)
         _check("spatial", self.spatial, SPATIAL_RULES)
-        if self.dtype is not None and not self.dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype, got {self.dtype}")
+        is_dtype = isinstance(self.dtype, torch.dtype)
+        if self.dtype is not None and not (is_dtype and self.dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {self.dtype!r:.80}")
 
     def features(
         self, name: str, module: nn.Module, output: Any, samples: int, mask: Tensor | None

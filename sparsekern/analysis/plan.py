@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..ops import checks
+
 _FLOAT64 = 8
 
 
@@ -30,7 +32,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in (("memory_budget", self.memory), ("disk_budget", self.disk)):
-            if value < 0:
+            if not checks.number(value, name) >= 0:
                 raise ValueError(f"{name} must be at least 0 bytes, got {value}")
         if self.dtype not in (None, torch.float16, torch.float32, torch.float64):
             raise ValueError(

@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, total: int | None, *, enabled: bool) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self._shown = enabled and console.is_terminal
         self._bar = Bar(
             TextColumn("{task.description}"),

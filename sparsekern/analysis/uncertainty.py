@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..ops.similarity.kernels import Kernel, resolve_kernel
 from .grams import centred, layer_gram, products, self_products, silenced
 from .sums import Shape
@@ -117,7 +118,7 @@ def permutation_test(
     Raises:
         ValueError: if ``x`` and ``y`` differ in n, or n or the number of permutations is too small.
     """
-    if permutations < 1:
+    if checks.whole_number(permutations, "permutations") < 1:
         raise ValueError(f"permutations must be at least 1, got {permutations}")
     if x.shape[:1] != y.shape[:1] or x.dim() == 0 or len(x) < 4:
         raise ValueError(
@@ -163,14 +164,22 @@ def chance_level(
         Mean and standard deviation; the latter is NaN for the biased estimator.
 
     Raises:
-        ValueError: for the biased estimator without ``features``, or a batch below 4.
+        TypeError: for something else than a list of whole numbers.
+        ValueError: for another estimator, the biased one without ``features``, or a batch below 4.
     """
-    if not batch_sizes or min(batch_sizes) < 4:
-        raise ValueError(f"batch_sizes must hold numbers of at least 4, got {list(batch_sizes)}")
+    if estimator not in ("unbiased", "biased"):
+        raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
+    if not isinstance(batch_sizes, Sequence) or isinstance(batch_sizes, str):
+        raise TypeError(f"batch_sizes must be a list of whole numbers, got {batch_sizes!r:.80}")
+    sizes = [checks.whole_number(size, "each of batch_sizes") for size in batch_sizes]
+    if not sizes or min(sizes) < 4:
+        raise ValueError(f"batch_sizes must hold numbers of at least 4, got {sizes}")
     if estimator == "unbiased":
         return 0.0, 1 / math.sqrt(sum(n * (n - 3) / 2 for n in batch_sizes))
     if features is None:
         raise ValueError("features must be given: biased CKA of chance depends on the widths")
-    p, q = features
+    if not isinstance(features, Sequence) or len(features) != 2:
+        raise TypeError(f"features must be two whole numbers, got {features!r:.80}")
+    p, q = (checks.whole_number(width, "each of features") for width in features)
     n = sum(batch_sizes) / len(batch_sizes)
     return math.sqrt(p * q / ((n + p) * (n + q))), math.nan

@@ -223,7 +223,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from . import table
 
     chosen = _chosen(arguments)
-    console = Console(width=table.WIDTH)
+    console = Console(width=table.WIDTH, markup=False)
     is_right = True
     for settings in _settings(arguments):
         fitting = [case for case in chosen if settings.dtype in case.dtypes]

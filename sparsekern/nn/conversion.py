@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..ops.masked import SparsityPattern
+from ..ops.masked.linear import check_weight_grad
 from .densities import check_sparsity, erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
 from .weights import excluded_modules, find_weights
@@ -56,8 +57,7 @@ def sparsify(
         ValueError: for other values than these, an excluded name that no module has, or a model
             without a layer to mask.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check(model, weight_grad)
     check_sparsity(sparsity)
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
@@ -104,8 +104,10 @@ def from_pruned(model: _Model, *, weight_grad: str = "masked") -> _Model:
         The model.
 
     Raises:
+        TypeError: if the model is no module.
         ValueError: if nothing of it is pruned.
     """
+    _check(model, weight_grad)
     if not prune.is_pruned(model):
         raise ValueError("model has no module that torch.nn.utils.prune has pruned")
     patterns: dict[nn.Module, SparsityPattern] = {}
@@ -158,11 +160,18 @@ def from_masks(
         The model.
 
     Raises:
+        TypeError: if the model is no module, masks no mapping, or a mask no bool tensor.
         ValueError: for a name that no linear, convolutional or attention weight has, or a mask of
-            another shape, with nothing changed.
+            another shape. In each case nothing is changed.
     """
+    _check(model, weight_grad)
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"masks must map names to bool tensors, got {type(masks).__name__}")
     weights = {weight.name: weight for weight in find_weights(model)}
     for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"masks[{name!r}] must be a bool tensor, got {found}")
         if name not in weights:
             raise ValueError(
                 f"masks names {name!r}: expected weights of the model, which has "
@@ -194,8 +203,18 @@ def to_dense(model: _Model) -> _Model:
 
     Returns:
         The model; a single layer is replaced in the result only.
+
+    Raises:
+        TypeError: if the model is no module.
     """
+    _check(model)
     return _replace(model, _dense)
+
+
+def _check(model: object, weight_grad: str = "masked") -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_weight_grad(weight_grad)
 
 
 def _dense(module: nn.Module) -> nn.Module | None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.masked import SparsityPattern, masked_conv2d, masked_linear
-
-_WEIGHT_GRADS = ("masked", "dense")
+from ..ops.masked.linear import check_weight_grad
 
 
 class _Masked(nn.Module):
@@ -25,8 +24,7 @@ class _Masked(nn.Module):
     _pattern: SparsityPattern | None
 
     def _init_mask(self, mask: Tensor | SparsityPattern | None, weight_grad: str) -> None:
-        if weight_grad not in _WEIGHT_GRADS:
-            raise ValueError(f'weight_grad must be "masked" or "dense", got {weight_grad!r}')
+        check_weight_grad(weight_grad)
         self.weight_grad = weight_grad
         device = self.weight.device
         self.register_buffer("mask", torch.ones(self.weight.shape, dtype=torch.bool, device=device))
@@ -147,7 +145,14 @@ class MaskedLinear(_Masked, nn.Linear):
         *,
         weight_grad: str = "masked",
     ) -> MaskedLinear:
-        """The masked form of a linear layer, which shares its parameters."""
+        """The masked form of a linear layer, which shares its parameters.
+
+        Raises:
+            TypeError: for another kind of layer, or a mask that is no bool tensor.
+            ValueError: for a mask of another shape.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         layer = cls(
             linear.in_features,
             linear.out_features,
@@ -233,7 +238,14 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         *,
         weight_grad: str = "masked",
     ) -> MaskedConv2d:
-        """The masked form of a convolution, which shares its parameters."""
+        """The masked form of a convolution, which shares its parameters.
+
+        Raises:
+            TypeError: for another kind of layer, or a mask that is no bool tensor.
+            ValueError: for a mask of another shape.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
         layer = cls(
             conv.in_channels,
             conv.out_channels,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..ops import checks
 from ..ops.masked import SparsityPattern
 from .layers import MaskedLinear
 from .measurement import LayerTimes, MaskedLayer, kernels, observe, sample_count, times
@@ -140,11 +141,14 @@ def summary(model: nn.Module, input: Any = None, *, seconds: float = 0.2) -> Mod
         The rows; ``print`` shows them as a table.
 
     Raises:
+        TypeError: if the model is no module, or ``seconds`` no number.
         ValueError: if the model has no masked layer, the input no tensor with a sample in it, or
             ``seconds`` is negative.
     """
-    if not seconds >= 0:
+    if not checks.number(seconds, "seconds") >= 0:
         raise ValueError(f"seconds must not be negative, got {seconds}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     # What torch.compile has made would run traced code, past the hooks.
     model = getattr(model, "_orig_mod", model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -57,6 +57,7 @@ def find_weights(
         The weights; an empty list if there is none.
 
     Raises:
+        TypeError: if the model is no module, or something else than names and modules is excluded.
         ValueError: for an excluded name that no module has.
     """
     core = unwrap(model)
@@ -86,17 +87,32 @@ def excluded_modules(model: nn.Module, exclude: Iterable[str | nn.Module]) -> se
     """The modules that names and modules stand for, with everything inside them.
 
     Raises:
+        TypeError: for something else.
         ValueError: for a name that no module has.
     """
-    if isinstance(exclude, str | nn.Module):
-        exclude = [exclude]
     modules = {clean_name(name): module for name, module in model.named_modules()}
     found: set[nn.Module] = set()
-    for item in exclude:
+    for item in listed(exclude):
         if isinstance(item, str) and item not in modules:
             raise ValueError(f"exclude names {item!r}, and the model has no module of that name")
         found |= set((modules[item] if isinstance(item, str) else item).modules())
     return found
+
+
+def listed(exclude: Iterable[str | nn.Module]) -> list[str | nn.Module]:
+    """What is excluded, one name or module included, as a list.
+
+    Raises:
+        TypeError: for something else than names and modules.
+    """
+    if isinstance(exclude, str | nn.Module):
+        return [exclude]
+    several = isinstance(exclude, Sequence | Set | Iterator)
+    items: list[Any] = list(exclude) if several else [exclude]
+    for item in items:
+        if not isinstance(item, str | nn.Module):
+            raise TypeError(f"exclude must hold names or modules, got {item!r:.80}")
+    return items
 
 
 def _weight_names(module: nn.Module, kinds: tuple[type[nn.Module], ...] | None) -> tuple[str, ...]:

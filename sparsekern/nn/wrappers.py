@@ -10,7 +10,13 @@ _WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module under DataParallel, DDP, torch.compile, FSDP and checkpoint wrappers."""
+    """The module under DataParallel, DDP, torch.compile, FSDP and checkpoint wrappers.
+
+    Raises:
+        TypeError: if it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(module).__name__}")
     while True:
         if isinstance(module, nn.DataParallel | DistributedDataParallel):
             module = module.module

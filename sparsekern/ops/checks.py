@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -17,13 +19,67 @@ def floating_tensor(x: object, argument: str) -> Tensor:
     Raises:
         TypeError: if it is something else.
     """
+    if isinstance(x, Tensor) and x.layout is _STRIDED and x.dtype in _DTYPES:
+        return x
+    found = dense_tensor(x, argument).dtype
+    raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {found}")
+
+
+def dense_tensor(x: object, argument: str) -> Tensor:
+    """Checks that x is a dense tensor, of whatever dtype, and returns it.
+
+    Raises:
+        TypeError: if it is something else.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
     if x.layout is not _STRIDED:
         raise TypeError(f"{argument} must be a dense (strided) tensor, got layout {x.layout}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {x.dtype}")
     return x
+
+
+def number(value: object, argument: str) -> float:
+    """Checks that a value is a real number, and returns it; NaN and infinities are numbers.
+
+    Raises:
+        TypeError: if it is something else, a bool or a tensor included.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{argument} must be a number, got {value!r:.80}")
+    return float(value)
+
+
+def whole_number(value: object, argument: str) -> int:
+    """Checks that a value is a whole number, and returns it.
+
+    Raises:
+        TypeError: if it is something else, a bool or a float included.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{argument} must be a whole number, got {value!r:.80}")
+    return int(value)
+
+
+def real_numbers(**values: object) -> None:
+    """Checks that arguments, by their names, are real numbers and not NaN.
+
+    Raises:
+        TypeError: as :func:`number`.
+        ValueError: for NaN.
+    """
+    for argument, value in values.items():
+        if math.isnan(number(value, argument)):
+            raise ValueError(f"{argument} must be a number, got {value}")
+
+
+def whole_numbers(**values: object) -> None:
+    """Checks that arguments, by their names, are whole numbers.
+
+    Raises:
+        TypeError: as :func:`whole_number`.
+    """
+    for argument, value in values.items():
+        whole_number(value, argument)
 
 
 def same_dtype_and_device(tensors: Sequence[Tensor], names: Sequence[str]) -> None:

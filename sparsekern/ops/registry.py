@@ -102,15 +102,32 @@ def back_end(
     if module is reference:
         return reference
     if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
     ):
-        return reference  # forward-mode derivatives, vmap: plain PyTorch has them
+        # Forward-mode derivatives, vmap, and torch.jit.trace, which would write the result down as
+        # a constant: plain PyTorch has them.
+        return reference
     return module
 
 
 def needs_grad(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd will ask for the gradient of what is computed from these."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as torch.compile takes them: of one that is there twice, a view stands for one.
+
+    It refuses an autograd.Function that is given the same tensor twice.
+    """
+    if not torch.compiler.is_compiling():
+        return list(tensors)
+    found: list[Tensor] = []
+    for x in tensors:
+        found.append(x.view_as(x) if any(x is other for other in found) else x)
+    return found
 
 
 def run_grad(family: str, name: str, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

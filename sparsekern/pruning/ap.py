@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import checks
 from .base import Pruner
 from .rewinding import Snapshot
 from .selection import keep_best
@@ -63,11 +64,13 @@ class AP:
             raise TypeError(f"base must be a Pruner, got {type(base).__name__}")
         if base.tandem is not None:
             raise ValueError("base prunes in tandem with another AP already")
+        checks.real_numbers(share=share)
+        checks.whole_numbers(epochs=epochs, cycles=cycles)
         if not 0 <= share < 1:
             raise ValueError(f"share must be in [0, 1), got {share}")
         if epochs < 1 or cycles < 1:
             raise ValueError(f"epochs and cycles must be positive, got {epochs} and {cycles}")
-        if rewind is not None and rewind < 0:
+        if rewind is not None and checks.whole_number(rewind, "rewind") < 0:
             raise ValueError(f"rewind must be None or an epoch from 0 on, got {rewind}")
         self.base, self.share, self.rewind = base, float(share), rewind
         self.cycle_epochs, self.cycles = epochs, cycles

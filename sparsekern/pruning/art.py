@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..regularizers.hypersparse import HyperSparse
+from ..ops import checks
+from ..regularizers.hypersparse import HyperSparse, check_strength
 from . import distributed
 from .magnitude import MagnitudePruner
 from .rewinding import Snapshot
@@ -79,9 +80,13 @@ class ART(MagnitudePruner):
         super().__init__(
             sparsity, distribution=distribution, exclude=exclude, min_per_layer=min_per_layer
         )
+        if not callable(accuracy):
+            raise TypeError(f"accuracy must be a function of the model, got {accuracy!r:.80}")
+        checks.real_numbers(warmup=warmup)
+        check_strength(strength, growth)  # told now, and not only when the second phase begins
         if warmup < 0:
             raise ValueError(f"warmup must not be negative, got {warmup}")
-        if max_epochs is not None and max_epochs < 1:
+        if max_epochs is not None and checks.whole_number(max_epochs, "max_epochs") < 1:
             raise ValueError(f"max_epochs must be positive, got {max_epochs}")
         self.warmup, self.max_epochs = warmup, max_epochs
         self.strength, self.growth = strength, growth

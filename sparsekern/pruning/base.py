@@ -9,10 +9,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn.densities import kept_in_all
+from ..nn.densities import check_sparsity, kept_in_all
 from ..nn.layers import MaskedConv2d, MaskedLinear
-from ..nn.weights import Weight, find_weights
+from ..nn.weights import Weight, find_weights, listed
 from ..nn.wrappers import unwrap
+from ..ops import checks
 from .distributed import broadcast, group_of
 from .optimizers import StepWatch, clear_state
 
@@ -91,16 +92,15 @@ class Pruner(ABC):
         exclude: Iterable[str | nn.Module] = (),
         min_per_layer: int = 1,
     ) -> None:
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-        if min_per_layer < 0:
+        check_sparsity(sparsity)
+        if checks.whole_number(min_per_layer, "min_per_layer") < 0:
             raise ValueError(f"min_per_layer must not be negative, got {min_per_layer}")
         self.sparsity_target = float(sparsity)
         self.min_per_layer = int(min_per_layer)
         self.steps = 0
         self.epochs = 0
         self.tandem: Tandem | None = None
-        self._exclude = [exclude] if isinstance(exclude, str | nn.Module) else list(exclude)
+        self._exclude = listed(exclude)
         self._weights: list[Weight] = []
         self._masks: list[Tensor] = []
         self._removed: list[Tensor] = []
@@ -128,7 +128,7 @@ class Pruner(ABC):
             RuntimeError: if it is attached already.
             ValueError: if the model has no weight to prune, or so few remain that
                 ``min_per_layer`` cannot be kept.
-            TypeError: for sharded parameters.
+            TypeError: for sharded parameters, or if the model is no module.
         """
         if self._weights:
             raise RuntimeError("attach: this pruner is attached already; make another one")

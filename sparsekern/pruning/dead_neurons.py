@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nn.wrappers import clean_name, unwrap
+from ..ops import checks
 from ..ops.activity import dead_neuron_rate
 
 
@@ -53,6 +54,9 @@ class DeadNeuronRecorder:
         training: bool | None = True,
         every: int = 1,
     ) -> None:
+        checks.whole_numbers(every=every)
+        if not isinstance(kinds, tuple) or not all(isinstance(kind, type) for kind in kinds):
+            raise TypeError(f"kinds must be a tuple of module classes, got {kinds!r:.80}")
         if every < 1:
             raise ValueError(f"every must be positive, got {every}")
         core = unwrap(model)

@@ -39,6 +39,8 @@ class Foresight(Pruner):
         min_per_layer: int = 1,
     ) -> None:
         super().__init__(sparsity, exclude=exclude, min_per_layer=min_per_layer)
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of model and batch, got {loss!r:.80}")
         self._loss, self._batches = loss, batches
 
     @abstractmethod

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..nn.densities import kept_in_all
+from ..ops import checks
 from .magnitude import MagnitudePruner
 
 
@@ -45,6 +46,7 @@ class GMP(MagnitudePruner):
         super().__init__(
             sparsity, distribution=distribution, exclude=exclude, min_per_layer=min_per_layer
         )
+        checks.real_numbers(end=end, begin=begin, every=every, initial=initial)
         if not 0 <= initial <= sparsity:
             raise ValueError(f"initial must be from 0 to the sparsity {sparsity}, got {initial}")
         if every < 1 or begin < 0 or end < begin + every:

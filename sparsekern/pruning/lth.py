@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..nn.densities import kept_in_all
+from ..ops import checks
 from .magnitude import MagnitudePruner
 from .rewinding import Snapshot
 
@@ -53,13 +54,14 @@ class LTH(MagnitudePruner):
         super().__init__(
             sparsity, distribution=distribution, exclude=exclude, min_per_layer=min_per_layer
         )
+        checks.real_numbers(epochs=epochs, rate=rate)
         if epochs < 1:
             raise ValueError(f"epochs must be positive, got {epochs}")
         if not 0 < rate < 1:
             raise ValueError(f"rate must be between 0 and 1, got {rate}")
-        if rounds is not None and rounds < 1:
+        if rounds is not None and checks.whole_number(rounds, "rounds") < 1:
             raise ValueError(f"rounds must be positive, got {rounds}")
-        if rewind is not None and not 0 <= rewind < epochs:
+        if rewind is not None and not 0 <= checks.whole_number(rewind, "rewind") < epochs:
             raise ValueError(
                 f"rewind must be None or an epoch from 0 to {epochs - 1}, got {rewind}"
             )

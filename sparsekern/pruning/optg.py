@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.densities import kept_in_all
 from ..nn.layers import MaskedConv2d, MaskedLinear
+from ..ops import checks
 from ..ops.precision import accumulation_dtype
 from .base import Pruner
 from .selection import keep_best
@@ -55,6 +56,7 @@ class OptG(Pruner):
         min_per_layer: int = 1,
     ) -> None:
         super().__init__(sparsity, exclude=exclude, min_per_layer=min_per_layer)
+        checks.real_numbers(epochs=epochs, momentum=momentum)
         if epochs < 2:
             raise ValueError(f"epochs must be at least 2, for the first is dense; got {epochs}")
         if not 0 <= momentum < 1:

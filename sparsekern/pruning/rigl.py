@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.layers import MaskedConv2d, MaskedLinear
+from ..ops import checks
 from .rst import RST
 from .selection import keep_best
 
@@ -56,6 +57,7 @@ class RigL(RST):
             exclude=exclude,
             min_per_layer=min_per_layer,
         )
+        checks.real_numbers(end=end, every=every, fraction=fraction)
         if end < 1 or every < 1:
             raise ValueError(f"end and every must be positive, got end={end}, every={every}")
         if not 0 <= fraction <= 1:

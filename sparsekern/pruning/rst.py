@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import checks
 from .base import Pruner
 from .selection import check_distribution, layer_counts
 
@@ -45,6 +46,7 @@ class RST(Pruner):
         super().__init__(sparsity, exclude=exclude, min_per_layer=min_per_layer)
         self.distribution = check_distribution(distribution, ("erk", "uniform"))
         self.rescale = rescale
+        checks.whole_numbers(seed=seed)
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from ..ops import checks
 from .rst import RST
 from .selection import keep_best
 
@@ -47,8 +48,11 @@ class SET(RST):
             exclude=exclude,
             min_per_layer=min_per_layer,
         )
+        checks.real_numbers(fraction=fraction)
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, got {fraction}")
+        if epochs is not None:
+            checks.real_numbers(epochs=epochs)
         self.fraction, self.last_epoch = float(fraction), epochs
 
     def _after_epoch(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..ops import checks
+
 
 class StopRule:
     """Looks at the accuracy after pruning, epoch by epoch, through a window.
@@ -22,7 +24,7 @@ class StopRule:
     """
 
     def __init__(self, window: int = 3) -> None:
-        if window < 1 or window % 2 == 0:
+        if checks.whole_number(window, "window") < 1 or window % 2 == 0:
             raise ValueError(f"window must be odd and positive, got {window}")
         self.window = window
         self.candidate: int | None = None

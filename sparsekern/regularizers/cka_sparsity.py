@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nn.wrappers import unwrap
+from ..ops import checks
 from ..ops.precision import without_autocast
 from ..ops.similarity import cka_sum
 from .discovery import StageFunction, StageSpec, resolve_stages
@@ -88,18 +90,20 @@ class CKASparsity:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if estimator not in _LEAST_SAMPLES:
+        if not isinstance(estimator, str) or estimator not in _LEAST_SAMPLES:
             raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
         if pairs not in ("stage", "all"):
             raise ValueError(f'pairs must be "stage" or "all", got {pairs!r}')
         least = _LEAST_SAMPLES[estimator]
-        if samples != -1 and samples < least:
+        if checks.whole_number(samples, "samples") != -1 and samples < least:
             raise ValueError(
                 f"samples must be -1 (the whole batch) or at least {least} with the {estimator} "
                 f"estimator, got {samples}"
             )
-        if every < 1:
+        if checks.whole_number(every, "every") < 1:
             raise ValueError(f"every must be at least 1, got {every}")
+        if not math.isfinite(checks.number(beta, "beta")):
+            raise ValueError(f"beta must be finite, got {beta}")
         self.beta = beta
         self.last = None
         self.step = 0

@@ -11,7 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.weights import find_weights
+from ..ops import checks
 from ..ops.penalties import hypersparse_loss
+
+
+def check_strength(strength: float, growth: float) -> None:
+    """Checks the strength of the loss and the factor by which it grows.
+
+    Raises:
+        TypeError: for something else than numbers.
+        ValueError: for numbers out of range.
+    """
+    if not 0 <= checks.number(strength, "strength") < math.inf:
+        raise ValueError(f"strength must be finite and not negative, got {strength}")
+    if not 0 < checks.number(growth, "growth") < math.inf:
+        raise ValueError(f"growth must be finite and positive, got {growth}")
 
 
 class HyperSparse:
@@ -35,6 +49,7 @@ class HyperSparse:
         epochs: how often :meth:`epoch` was called.
 
     Raises:
+        TypeError: for something else than a module and numbers.
         ValueError: for arguments out of range, or a model without such weights.
 
     Example:
@@ -52,12 +67,9 @@ class HyperSparse:
         growth: float = 1.05,
         exclude: Iterable[str | nn.Module] = (),
     ) -> None:
-        if not 0 <= sparsity <= 1:
+        if not 0 <= checks.number(sparsity, "sparsity") <= 1:
             raise ValueError(f"sparsity must be from 0 to 1, got {sparsity}")
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength must be finite and not negative, got {strength}")
-        if not 0 < growth < math.inf:
-            raise ValueError(f"growth must be finite and positive, got {growth}")
+        check_strength(strength, growth)
         self.sparsity, self.strength, self.growth = sparsity, strength, growth
         self.epochs = 0
         self._weights = [weight.parameter for weight in find_weights(model, exclude)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..nn.weights import Weight, find_weights
 from ..nn.wrappers import clean_name, unwrap
+from ..ops import checks
 from ..ops.penalties import layer_sparsity_loss, layer_sparsity_prox_
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -48,6 +49,7 @@ class LayerSparsity:
         layers: the names of the layers.
 
     Raises:
+        TypeError: for something else than a module, and a number or a list of them.
         ValueError: for a strength out of range, a name that no layer has, or a model without an
             inner layer.
     """
@@ -61,6 +63,8 @@ class LayerSparsity:
         biases: bool = True,
     ) -> None:
         found = {clean_name(w.name.rpartition(".")[0]): w for w in find_weights(model, (), _LAYERS)}
+        if layers is not None and not isinstance(layers, Iterable):
+            raise TypeError(f"layers must be names of layers, got {layers!r:.80}")
         self.layers = list(found)[1:-1] if layers is None else list(layers)
         for name in self.layers:
             if name not in found:
@@ -74,14 +78,16 @@ class LayerSparsity:
                 "convolutional layers, and none between the first and the last to push"
             )
         self.strength = strength
-        strengths = [strength] * len(self.layers) if isinstance(strength, int | float) else strength
+        strengths: list[Any] = [strength] * len(self.layers)
+        if isinstance(strength, Sequence) and not isinstance(strength, str):
+            strengths = list(strength)
         if len(strengths) != len(self.layers):
             raise ValueError(
                 f"strength has {len(strengths)} entries for {len(self.layers)} layers: expected "
                 "one number, or one for each"
             )
         for value in strengths:
-            if not 0 <= value < math.inf:
+            if not 0 <= checks.number(value, "strength") < math.inf:
                 raise ValueError(f"strength must be finite and not negative, got {value}")
         self._groups: list[tuple[nn.Parameter, float]] = []
         for name, value in zip(self.layers, strengths, strict=True):
@@ -105,22 +111,26 @@ class LayerSparsity:
         return layer_sparsity_loss(weights, [strength for _, strength in self._groups])
 
     @torch.no_grad()
-    def prox_(self, step_size: float) -> None:
+    def prox_(self, step_size: float | Tensor) -> None:
         """The proximal step: each group's negative entries shrink together, or become 0.
 
         By the factor ``max(0, 1 - η λ / ‖min(0, W)‖_F)``.
 
         Args:
-            step_size: η, the learning rate of the optimizer step just made.
+            step_size: η, the learning rate of the optimizer step just made; a scalar tensor where
+                the optimizer keeps it in one.
 
         Raises:
             RuntimeError: after :meth:`remove`.
-            ValueError: for a step size or weights that are not finite, with nothing changed in
-                the group.
+            ValueError: for a step size that is negative or not finite, or weights that are not
+                finite, with nothing changed in the group.
         """
         self._check_held()
+        rate = step_size.item() if isinstance(step_size, Tensor) else step_size
+        if not 0 <= checks.number(rate, "step_size") < math.inf:
+            raise ValueError(f"step_size must be finite and not negative, got {rate}")
         for weight, strength in self._groups:
-            layer_sparsity_prox_(weight, step_size * strength)
+            layer_sparsity_prox_(weight, rate * strength)
 
     @torch.no_grad()
     def negative(self) -> dict[str, float]:

@@ -64,7 +64,7 @@ def run_experiment(settings: Settings, directory: Path, *, resume: bool, overwri
         ValueError: if the directory holds results and neither ``resume`` nor ``overwrite`` is set,
             the results in it are damaged, it cannot be written to, or training diverges.
     """
-    console = Console()
+    console = Console(markup=False)  # paths and messages may hold brackets
     if not (resume or overwrite) and holds_results(directory):
         raise ValueError(
             f"{directory} already holds results: add --resume to go on with them, --overwrite to "
@@ -288,9 +288,7 @@ def _draw(
     console: Console,
 ) -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        console.print(
-            "No pictures without matplotlib: pip install 'sparsekern[plots]'", markup=False
-        )
+        console.print("No pictures without matplotlib: pip install 'sparsekern[plots]'")
         return
     from .plots import draw_pictures
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from sparsekern import analysis
 from sparsekern.analysis import CKA
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -179,7 +180,7 @@ def test_an_interruption_before_the_first_batch_is_one(net):
         ({"kernel": "sigmoid"}, ValueError, "kernel must be one of"),
         ({"tokens": "max"}, ValueError, "tokens must be one of 'flatten', 'cls', 'mean'"),
         ({"spatial": "max"}, ValueError, "spatial must be one of"),
-        ({"dtype": torch.int32}, TypeError, "dtype must be a floating-point dtype"),
+        ({"dtype": torch.int32}, TypeError, "dtype must be a floating-point"),
         ({"standard_error": "guess"}, ValueError, "standard_error must be one of"),
         ({"permutations": -1}, ValueError, "permutations must be at least 0"),
         ({"permutations": 9, "mode": "exact"}, ValueError, 'need mode="minibatch"'),
@@ -201,3 +202,30 @@ def test_wrong_models_and_loaders(net, images):
         CKA(net).compare(3, progress=False)
     with pytest.raises(ValueError, match="max_samples must be at least 1"):
         CKA(net).compare([images], max_samples=0)
+
+
+def test_arguments_of_another_type_are_named(net):
+    for options, error, told in (
+        ({"permutations": "9"}, TypeError, "permutations must be a whole number, got '9'"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype, got 'float"),
+        ({"memory_budget": None}, TypeError, "memory_budget must be a number, got None"),
+        (
+            {"disk_budget": float("nan")},
+            ValueError,
+            "disk_budget must be at least 0 bytes, got nan",
+        ),
+    ):
+        with pytest.raises(error, match=told):
+            analysis.CKA(net, **options)
+    with pytest.raises(TypeError, match=r"max_samples must be a whole number, got 1\.5"):
+        analysis.CKA(net).compare([], max_samples=1.5)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        analysis.model_layers("resnet18")
+    for arguments, error, told in (
+        (("song", [64]), ValueError, 'estimator must be "unbiased" or "biased", got \'song\''),
+        (("unbiased", 64), TypeError, "batch_sizes must be a list of whole numbers, got 64"),
+        (("unbiased", ["64"]), TypeError, "each of batch_sizes must be a whole number"),
+        (("biased", [64], 5), TypeError, "features must be two whole numbers, got 5"),
+    ):
+        with pytest.raises(error, match=told):
+            analysis.chance_level(*arguments)

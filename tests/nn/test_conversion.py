@@ -210,3 +210,41 @@ def test_from_masks_refuses_other_masks() -> None:
     with pytest.raises(ValueError, match=r"has shape \(4, 3\) and the weight \(3, 4\)"):
         sk.nn.from_masks(model, {"0.weight": torch.ones(4, 3, dtype=torch.bool)})
     assert type(model[0]) is nn.Linear
+
+
+def test_wrong_arguments_change_nothing() -> None:
+    keep = torch.ones(10, 16 * 64, dtype=torch.bool)
+    masked, pruned = sk.nn.sparsify(network(), 0.5), network()
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    before = [layer.mask.clone() for layer in masked_layers(masked)]
+    for call in (
+        lambda: sk.nn.sparsify(masked, 0.9, weight_grad="both"),
+        lambda: sk.nn.from_pruned(pruned, weight_grad="both"),
+        lambda: sk.nn.from_masks(masked, {"5.weight": ~keep}, weight_grad="both"),
+    ):
+        with pytest.raises(
+            ValueError, match='weight_grad must be "masked" or "dense", got \'both\''
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"masks\['5.weight'\] must be a bool tensor, got torch.f"):
+        sk.nn.from_masks(
+            masked, {"0.weight": torch.zeros(16, 3, 3, 3) > 0, "5.weight": keep.float()}
+        )
+    with pytest.raises(TypeError, match="masks must map names to bool tensors, got list"):
+        sk.nn.from_masks(masked, [keep])  # type: ignore[arg-type]
+    for call in (sk.nn.from_pruned, sk.nn.to_dense, lambda m: sk.nn.from_masks(m, {})):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+            call(3)  # type: ignore[type-var]
+    for exclude in (3, [3]):
+        with pytest.raises(TypeError, match="exclude must hold names or modules, got"):
+            sk.nn.sparsify(masked, 0.9, exclude=exclude)  # type: ignore[arg-type]
+    assert all(map(torch.equal, before, [layer.mask for layer in masked_layers(masked)]))
+    assert prune.is_pruned(pruned)
+    assert not masked_layers(pruned)
+
+
+def test_layers_are_made_of_layers_of_their_kind() -> None:
+    with pytest.raises(TypeError, match=r"linear must be a torch.nn.Linear, got Conv2d"):
+        sk.nn.MaskedLinear.from_linear(nn.Conv2d(2, 2, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"conv must be a torch.nn.Conv2d, got Linear"):
+        sk.nn.MaskedConv2d.from_conv2d(nn.Linear(2, 2))  # type: ignore[arg-type]

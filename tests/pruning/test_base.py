@@ -1,5 +1,7 @@
 """The protocol's own rules: which weights, how they are held, and what is refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -215,3 +217,40 @@ def test_states_of_others_are_refused():
 def test_a_pruner_without_a_metric():
     with pytest.raises(TypeError, match="abstract class Pruner"):
         sk.pruning.Pruner(0.5)
+
+
+WRONG_TYPES = [
+    (lambda: sk.pruning.RST("0.5"), ValueError, r"sparsity must be in \[0, 1\), got '0\.5'"),
+    (lambda: sk.pruning.RST(0.5, seed="a"), TypeError, "seed must be a whole number, got 'a'"),
+    (lambda: sk.pruning.RST(0.5, min_per_layer=0.5), TypeError, r"min_per_layer must be .* 0\.5"),
+    (lambda: sk.pruning.SET(0.5, fraction=None), TypeError, "fraction must be a number, got None"),
+    (lambda: sk.pruning.RigL(0.5, end=math.nan), ValueError, "end must be a number, got nan"),
+    (lambda: sk.pruning.GMP(0.5, end="9"), TypeError, "end must be a number, got '9'"),
+    (lambda: sk.pruning.LTH(0.5, epochs=2, rounds=1.5), TypeError, r"rounds must be .* 1\.5"),
+    (lambda: sk.pruning.LTH(0.5, epochs=None), TypeError, "epochs must be a number, got None"),
+    (lambda: sk.pruning.OptG(0.5, epochs="8"), TypeError, "epochs must be a number, got '8'"),
+    (lambda: sk.pruning.ART(0.5, accuracy=0.9), TypeError, r"accuracy must be a function .* 0\.9"),
+    (
+        lambda: sk.pruning.ART(0.5, accuracy=len, growth=0),
+        ValueError,
+        "growth must be finite and positive, got 0",
+    ),
+    (lambda: sk.pruning.SNIP(0.5, loss=1, batches=[]), TypeError, "loss must be a function of"),
+    (
+        lambda: sk.pruning.AP(sk.pruning.RST(0.5), cycles=1.5),
+        TypeError,
+        r"cycles must be a whole number, got 1\.5",
+    ),
+    (
+        lambda: sk.pruning.DeadNeuronRecorder(nn.ReLU(), every=None),
+        TypeError,
+        "every must be a whole number, got None",
+    ),
+    (lambda: sk.pruning.RST(0.5).attach("net"), TypeError, "model must be .*, got str"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "told"), WRONG_TYPES)
+def test_arguments_of_another_type_are_named(make, error, told):
+    with pytest.raises(error, match=told):
+        make()

@@ -72,6 +72,10 @@ def relative_error(actual, expected):
     return (difference / sum(e.square().sum() for _, e in pairs)).sqrt().item()
 
 
+def gradients(model):
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
 @pytest.fixture
 def tools():
     """What the test modules share."""
@@ -81,6 +85,7 @@ def tools():
 
     Tools.definition = staticmethod(definition)
     Tools.oracle = staticmethod(oracle)
+    Tools.gradients = staticmethod(gradients)
     Tools.relative_error = staticmethod(relative_error)
     Tools.Residual = Residual
     Tools.SmallNet = SmallNet

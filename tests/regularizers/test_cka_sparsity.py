@@ -1,23 +1,15 @@
-"""CKASparsity: its value and gradient, what a step is, what it collects, what it leaves behind."""
+"""CKASparsity: its value and gradient, what it collects, and what it leaves behind."""
 
 import copy
-import gc
 import pickle
-import warnings
-import weakref
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekern
 from sparsekern.regularizers import CKASparsity
-
-
-def gradients(model):
-    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
@@ -32,7 +24,7 @@ def test_value_and_gradient_are_the_definition(model, images, tools, estimator, 
     assert loss.dtype == torch.float32
     assert loss.shape == ()
     assert abs(loss.item() - 0.25 * expected.item()) < 1e-5
-    actual = [None if g is None else g / 0.25 for g in gradients(model)]
+    actual = [None if g is None else g / 0.25 for g in tools.gradients(model)]
     assert tools.relative_error(actual, grads) < 1e-5
     assert abs(reg.last.item() - expected.item()) < 1e-5
     assert not reg.last.requires_grad
@@ -41,11 +33,11 @@ def test_value_and_gradient_are_the_definition(model, images, tools, estimator, 
 def test_it_adds_to_the_task_loss(model, images, tools):
     _, grads = tools.oracle(model, images)
     model(images).square().sum().backward()
-    task = gradients(model)
+    task = tools.gradients(model)
     model.zero_grad()
     reg = CKASparsity(model, beta=1.0)
     (model(images).square().sum() + reg()).backward()
-    added = [a - t for a, t in zip(gradients(model), task, strict=True)]
+    added = [a - t for a, t in zip(tools.gradients(model), task, strict=True)]
     assert tools.relative_error(added, grads) < 1e-5
 
 
@@ -55,202 +47,6 @@ def test_float64_models_give_float64(model, images):
     for _ in range(2):  # a collecting step, and the zero of an idle one
         model(images.double())
         assert reg().dtype == torch.float64
-
-
-# --- steps ---------------------------------------------------------------------------------------
-
-
-def collecting_steps(reg, model, images, steps):
-    collected = []
-    for _ in range(steps):
-        model(images)
-        collected.append(reg().requires_grad)
-    return collected
-
-
-def test_every_third_step_collects(model, images):
-    reg = CKASparsity(model, every=3)
-    assert collecting_steps(reg, model, images, 7) == [True, False, False] * 2 + [True]
-    assert reg.step == 7
-
-
-def test_idle_step_gives_a_zero_without_gradient(model, images):
-    reg = CKASparsity(model, every=2)
-    collecting_steps(reg, model, images, 1)
-    model(images)
-    zero = reg()
-    assert zero.item() == 0
-    assert not zero.requires_grad
-    assert zero.device == images.device
-    (model(images).sum() + zero).backward()
-    zero += 1
-    model(images)
-    reg()
-    model(images)
-    assert reg().item() == 0  # a new tensor each time
-
-
-def test_idle_steps_run_no_operation_more(model, images):
-    class Count(TorchDispatchMode):
-        operations = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Count.operations += 1
-            return function(*args, **(kwargs or {}))
-
-    def count():
-        Count.operations = 0
-        with Count():
-            model(images)
-        return Count.operations
-
-    bare = count()
-    reg = CKASparsity(model, every=2)
-    assert count() == bare + 2 * 4  # a slice and its copy for each of four blocks
-    reg()
-    assert count() == bare
-    reg()
-    model.eval()
-    assert count() == bare
-
-
-def test_gradient_accumulation_counts_calls(model, images, tools):
-    """Four forwards for each step, one call after the last: its features, at the same pace."""
-    reg = CKASparsity(model, every=2, beta=1.0)
-    for step in range(4):
-        for micro in range(4):
-            batch = images + micro + 10 * step
-            model(batch)
-        loss = reg()
-        assert loss.requires_grad == (step % 2 == 0)
-        if step % 2 == 0:
-            assert abs(loss.item() - tools.oracle(model, batch)[0].item()) < 1e-5
-    assert reg.step == 4
-
-
-def test_each_micro_batch_may_have_its_call(model, images, tools):
-    reg = CKASparsity(model, every=1, beta=1.0)
-    expected = [tools.oracle(model, images + micro) for micro in range(2)]
-    for micro in range(2):
-        model(images + micro)
-        reg().backward()
-    both = expected[0][1], expected[1][1]
-    grads = [None if a is None else a + b for a, b in zip(*both, strict=True)]
-    assert tools.relative_error(gradients(model), grads) < 1e-5
-
-
-def test_a_second_call_gives_zero_and_is_no_step(model, images):
-    reg = CKASparsity(model, every=1)
-    model(images)
-    assert reg().requires_grad
-    assert not reg().requires_grad
-    assert reg.step == 1
-
-
-def test_a_call_before_any_forward_warns_once_and_gives_zero(model, images):
-    reg = CKASparsity(model)
-    with pytest.warns(UserWarning, match="has seen no forward"):
-        assert reg().item() == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert reg().item() == 0
-        assert reg.step == 0
-        model(images)
-        assert reg().requires_grad
-
-
-@pytest.mark.parametrize("interlude", ["eval", "no_grad", "inference_mode"])
-def test_no_collection_outside_of_training(model, images, interlude):
-    reg = CKASparsity(model, every=1)
-    model(images)  # its features are dropped by the forward that follows
-    if interlude == "eval":
-        model.eval()
-        model(images)
-    else:
-        with getattr(torch, interlude)():
-            model(images)
-    assert reg().item() == 0
-    assert reg.step == 0
-    model.train()
-    model(images)
-    assert reg().requires_grad
-
-
-def test_features_are_those_of_the_last_forward_and_are_freed(model, images):
-    reg = CKASparsity(model, every=1)
-    held = []
-
-    def note():
-        held.extend(weakref.ref(feature) for feature in reg._collector.features)
-
-    model(images)
-    note()
-    model(images + 1)
-    gc.collect()
-    assert [ref() for ref in held] == [None] * 4
-    note()
-    loss = reg()
-    del loss
-    gc.collect()
-    assert [ref() for ref in held] == [None] * 8
-
-
-def test_a_failed_forward_leaves_nothing_to_reuse(model, images, tools):
-    reg = CKASparsity(model, every=1, beta=1.0)
-    with pytest.raises(RuntimeError):
-        model(images[:, :2])
-    model(images)
-    assert abs(reg().item() - tools.oracle(model, images)[0].item()) < 1e-5
-
-
-@pytest.mark.parametrize(("estimator", "n"), [("unbiased", 3), ("biased", 1)])
-def test_a_short_last_batch_is_skipped(model, images, estimator, n):
-    reg = CKASparsity(model, every=1, estimator=estimator)
-    model(images[:n])
-    assert reg().item() == 0
-    assert reg.step == 1
-    assert reg.last is None
-    model(images[: n + 1])
-    assert reg().requires_grad
-
-
-def test_beta_and_last(model, images):
-    reg = CKASparsity(model, every=2, beta=1.0)
-    assert reg.last is None
-    model(images)
-    value = reg().item()
-    model(images + 1)
-    reg()
-    assert reg.last.item() == value
-    reg.beta = 0.5
-    model(images)
-    assert reg().item() == value / 2
-    assert reg.last.item() == value
-
-
-def test_a_resumed_training_is_the_same_bit_for_bit(model, images):
-    def train(net, reg, optimizer, steps):
-        for step in steps:
-            optimizer.zero_grad()
-            (net(images + step).square().mean() + reg()).backward()
-            optimizer.step()
-
-    def attach(net):
-        return CKASparsity(net, every=3, beta=1.0), torch.optim.SGD(net.parameters(), lr=0.1)
-
-    resumed = copy.deepcopy(model)
-    train(model, *attach(model), range(8))
-    reg, optimizer = attach(resumed)
-    train(resumed, reg, optimizer, range(4))
-    state = pickle.loads(pickle.dumps(reg.state_dict()))
-    reg.remove()
-    reg, optimizer = attach(resumed)
-    reg.load_state_dict(state)
-    train(resumed, reg, optimizer, range(4, 8))
-    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(KeyError, match="step"):
-        reg.load_state_dict({})
 
 
 # --- features ------------------------------------------------------------------------------------
@@ -359,7 +155,7 @@ def test_in_place_module_after_a_tapped_one(images, tools):
     loss = reg()
     (out.sum() * 0 + loss).backward()
     assert abs(loss.item() - expected.item()) < 1e-5
-    assert tools.relative_error(gradients(net), [p.grad for p in exact.parameters()]) < 1e-5
+    assert tools.relative_error(tools.gradients(net), [p.grad for p in exact.parameters()]) < 1e-5
 
 
 def test_of_a_block_called_twice_the_last_call_counts(images, tools):
@@ -488,6 +284,21 @@ def test_wrong_arguments(model, options, match):
     with pytest.raises(ValueError, match=match):
         CKASparsity(model, **options)
     assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"samples": "8"}, "samples must be a whole number, got '8'"),
+        ({"every": 2.5}, r"every must be a whole number, got 2\.5"),
+        ({"beta": None}, "beta must be a number, got None"),
+    ],
+)
+def test_arguments_of_another_type(model, options, match):
+    with pytest.raises(TypeError, match=match):
+        CKASparsity(model, **options)
+    with pytest.raises(ValueError, match="beta must be finite, got nan"):
+        CKASparsity(model, beta=float("nan"))
 
 
 def test_model_must_be_a_module():

@@ -15,10 +15,6 @@ from sparsekern.regularizers import CKASparsity
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 
 
-def gradients(model):
-    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-
-
 def check_steps(run, reg, model, images, tools):
     """Trains through ``run`` and compares every second step with the definition."""
     for step in range(5):
@@ -30,7 +26,7 @@ def check_steps(run, reg, model, images, tools):
             expected, grads = tools.oracle(model, images + step)
             loss.backward()
             assert abs(loss.item() - expected.item()) < 1e-5
-            assert tools.relative_error(gradients(model), grads) < 1e-5
+            assert tools.relative_error(tools.gradients(model), grads) < 1e-5
 
 
 # --- torch.compile -------------------------------------------------------------------------------
@@ -77,7 +73,7 @@ def test_model_compiled_in_place_by_inductor(images, tools, counters):
     loss = reg()
     loss.backward()
     assert abs(loss.item() - expected.item()) < 1e-5
-    assert tools.relative_error(gradients(net), [p.grad for p in exact.parameters()]) < 1e-5
+    assert tools.relative_error(tools.gradients(net), [p.grad for p in exact.parameters()]) < 1e-5
 
 
 def test_compiled_model_in_eval_mode_and_after_remove(model, images, counters):
@@ -126,7 +122,7 @@ def test_blocks_compiled_one_by_one(model, images, tools, counters):
     loss = reg()
     loss.backward()
     assert abs(loss.item() - expected.item()) < 1e-5
-    assert tools.relative_error(gradients(model), grads) < 1e-5
+    assert tools.relative_error(tools.gradients(model), grads) < 1e-5
 
 
 def test_attached_after_a_compiled_model_ran_it_warns(model, images, counters):
@@ -162,7 +158,7 @@ def test_autocast_features_are_compared_as_they_are(model, images, tools):
     assert abs(loss.item() - expected) < 1e-5
     loss.backward()
     _, grads = tools.oracle(model, images)
-    assert tools.relative_error(gradients(model), grads) < 0.1
+    assert tools.relative_error(tools.gradients(model), grads) < 0.1
 
 
 def test_mixed_dtypes_take_the_widest(images, tools):
@@ -216,7 +212,7 @@ def test_checkpointed_blocks(images, tools):
         if step % 2 == 0:
             expected, grads = tools.oracle(plain, images)
             assert abs(loss.item() - expected.item()) < 1e-5
-            assert tools.relative_error(gradients(net), grads) < 1e-5
+            assert tools.relative_error(tools.gradients(net), grads) < 1e-5
 
 
 def test_reentrant_checkpoints_are_told(images, tools):
@@ -268,7 +264,7 @@ def test_data_parallel(model, tools, attach_to):
             expected, grads = tools.oracle(model, images[:8])
             loss.backward()
             assert abs(loss.item() - expected.item()) < 1e-5
-            assert tools.relative_error(gradients(model), grads) < 1e-5
+            assert tools.relative_error(tools.gradients(model), grads) < 1e-5
 
 
 def test_data_parallel_takes_the_first_device(model, images, tools, monkeypatch):
@@ -302,7 +298,7 @@ def test_data_parallel_takes_the_first_device(model, images, tools, monkeypatch)
     loss = reg()
     loss.backward()
     assert abs(loss.item() - expected.item()) < 1e-5
-    assert tools.relative_error(gradients(model), grads) < 1e-5
+    assert tools.relative_error(tools.gradients(model), grads) < 1e-5
 
 
 def test_distributed_data_parallel(model, images, tools, run_ranks, tmp_path):

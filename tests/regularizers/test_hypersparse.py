@@ -104,6 +104,18 @@ def test_errors(model, sparsity, options, message):
         HyperSparse(model, sparsity, **options)
 
 
+def test_arguments_of_another_type(model):
+    for options, told in (
+        ({"sparsity": "half"}, "sparsity must be a number, got 'half'"),
+        ({"sparsity": 0.5, "strength": None}, "strength must be a number, got None"),
+        ({"sparsity": 0.5, "growth": [1.0]}, r"growth must be a number, got \[1\.0\]"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            HyperSparse(model, **options)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        HyperSparse("resnet", 0.5)
+
+
 def test_a_model_without_weights():
     with pytest.raises(ValueError, match="model of type ReLU has no linear"):
         HyperSparse(nn.ReLU(), 0.5)

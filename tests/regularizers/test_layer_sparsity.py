@@ -99,6 +99,26 @@ def test_errors(strength, message):
         LayerSparsity(mlp(), strength)
 
 
+def test_arguments_of_another_type():
+    for strength in (None, "1", [1.0, "1"]):
+        with pytest.raises(TypeError, match="strength must be a number, got"):
+            LayerSparsity(mlp(), strength)
+    reg = LayerSparsity(mlp(), 1.0)
+    with pytest.raises(TypeError, match="step_size must be a number, got None"):
+        reg.prox_(None)
+    with pytest.raises(ValueError, match="step_size must be finite and not negative, got nan"):
+        reg.prox_(float("nan"))
+
+
+def test_the_learning_rate_may_be_a_tensor():
+    first, second = mlp(), mlp()
+    second.load_state_dict(first.state_dict())
+    LayerSparsity(first, 1.0).prox_(0.25)
+    LayerSparsity(second, 1.0).prox_(torch.tensor(0.25))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_model_without_inner_layers():
     with pytest.raises(ValueError, match="has 2 linear or convolutional layers, and none between"):
         LayerSparsity(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 1.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsekern.cli import main
-from sparsekern.training import building
+from sparsekern.training import building, cost, experiment
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,21 @@ def one_thread():
 def fresh_data():
     """Data read by one test are not those of the next."""
     building._load.cache_clear()
+
+
+@pytest.fixture
+def pictures():
+    """Asked for by tests that look at pictures, or at what the regulariser costs."""
+
+
+@pytest.fixture(autouse=True)
+def brief_reports(request, monkeypatch):
+    """All others draw nothing and time next to nothing at the end of a training."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(experiment, "_draw", lambda *_: None)
+        monkeypatch.setattr(
+            experiment, "measure_cost", lambda settings: cost.measure_cost(settings, rounds=1)
+        )
 
 
 @pytest.fixture

@@ -52,22 +52,36 @@ def test_a_death_is_resumed_exactly(method, train, tmp_path, monkeypatch):
     assert without_times(parts) == without_times(whole)
 
 
-@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_ended_is_resumed_exactly(death, train, tmp_path):
+def test_a_process_that_is_ended_is_resumed_exactly(train, tmp_path):
+    """By SIGTERM, which it answers, and by SIGKILL, which it cannot: both at a time."""
     words = "--model resnet8 --width 4 --epochs 8 --seeds 1 --threads 1 --method rigl"
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    deaths = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 130}
+    processes = {}
+    for death in deaths:
+        command = [sys.executable, "-m", "sparsekern", "train", *words.split()]
+        processes[death] = subprocess.Popen(
+            [*command, "--out", str(tmp_path / death.name)], stdout=subprocess.DEVNULL
+        )
+    alive, deadline = set(deaths), time.monotonic() + 60
+    try:
+        while alive and time.monotonic() < deadline:
+            for death in list(alive):
+                if (tmp_path / death.name / "checkpoint.pt").exists():
+                    os.kill(processes[death].pid, death)
+                    alive.remove(death)
+            time.sleep(0.002)
+        statuses = {death: process.wait(timeout=60) for death, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert statuses == deaths
+    whole = tmp_path / "whole"
     assert train(*words.split(), "--out", whole) == 0
-    command = [sys.executable, "-m", "sparsekern", "train", *words.split(), "--out", str(parts)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    checkpoint, deadline = parts / "checkpoint.pt", time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, death)
-    status = process.wait(timeout=60)
-    assert status == (-signal.SIGKILL if death == signal.SIGKILL else 130)
-    assert len(without_times(parts)) < len(without_times(whole))
-    assert train("--resume", "--out", parts) == 0
-    assert without_times(parts) == without_times(whole)
+    for death in deaths:
+        parts = tmp_path / death.name
+        assert len(without_times(parts)) < len(without_times(whole))
+        assert train("--resume", "--out", parts) == 0
+        assert without_times(parts) == without_times(whole)
 
 
 def test_a_full_disk_is_told_and_loses_nothing(train, refused, small, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_arts_phases_and_their_learning_rates():
     assert [record["penalty"] for record in records] == [0] * 9  # its value is 0, its gradient not
 
 
-def test_runs_of_different_lengths_are_drawn(train, tmp_path, monkeypatch):
+def test_runs_of_different_lengths_are_drawn(train, tmp_path, monkeypatch, pictures):
     """ART's rule stops one seed sooner than the other; networks of many blocks are drawn too."""
     original = pruning.StopRule.update
     stops = iter([True, False, False])

@@ -59,7 +59,7 @@ def stop_after(monkeypatch):
     return arm
 
 
-def test_results_table_and_pictures(train, small, tmp_path, capsys):
+def test_results_table_and_pictures(train, small, tmp_path, capsys, pictures):
     assert train(*small, "--compare", "--seeds", 2, "--out", tmp_path) == 0
     records = without_times(tmp_path)
     runs = [r for r in records if r["kind"] == "run"]
@@ -100,7 +100,9 @@ def test_results_table_and_pictures(train, small, tmp_path, capsys):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_without_matplotlib_all_but_the_pictures_works(train, small, tmp_path, capsys, monkeypatch):
+def test_without_matplotlib_all_but_the_pictures_works(
+    train, small, tmp_path, capsys, monkeypatch, pictures
+):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -157,7 +159,7 @@ def test_images_from_disk_are_trained_on_and_resumed_exactly(
         assert torch.equal(value, expected["none", 0][name]), name
 
 
-def test_resuming_a_finished_training_repeats_its_report(train, small, tmp_path, capsys):
+def test_resuming_a_finished_training_repeats_its_report(train, small, tmp_path, capsys, pictures):
     assert train(*small, "--out", tmp_path) == 0
     before = (tmp_path / "results.jsonl").read_bytes()
     (tmp_path / "cka.png").unlink()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import native
 from .. import precision
+from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from . import memory
@@ -102,7 +103,7 @@ def masked_linear(
     out = torch.empty((batch, rows), dtype=x.dtype, device="cpu")
     nnz = pattern[2].shape[0]
     values = memory.empty((nnz,), dtype, pattern[1]) if keep else _NOTHING
-    shift = _NOTHING if bias is None else bias.to(dtype).contiguous()
+    shift = _NOTHING if bias is None else contiguous(bias.to(dtype))
     if out.numel() == 0:
         return out, gather_values(weight, pattern) if keep else x.new_empty(0)
     native.cpu().masked_product(
@@ -219,7 +220,7 @@ def masked_spmm(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
         return out
     b = _readable(b)
     dtype = accumulation_dtype(b.dtype)
-    values = values.to(dtype).contiguous()
+    values = contiguous(values.to(dtype))
     native.cpu().masked_product(
         core_pattern(pattern),
         dtype == torch.float64,
@@ -246,7 +247,7 @@ def masked_spmm_grad(
     if grad.numel() == 0 or b.numel() == 0:
         return [values_grad.zero_().to(values.dtype), b_grad.zero_()]
     grad, b = _readable(grad), _readable(b)
-    values = values.to(dtype).contiguous()
+    values = contiguous(values.to(dtype))
     native.cpu().masked_gradients(
         core_pattern(pattern),
         dtype == torch.float64,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import native
 from .. import precision
+from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from . import calls, memory
@@ -140,7 +141,7 @@ def masked_conv2d(
     values = gather_values(calls.rows_of(weight), pattern)
     kept = values if keep else x.new_empty(0)
     dtype = accumulation_dtype(x.dtype)
-    shift = _NOTHING if bias is None else bias.to(dtype).contiguous()
+    shift = _NOTHING if bias is None else contiguous(bias.to(dtype))
     if out.numel() == 0:
         return out, kept
     if x.numel() == 0:

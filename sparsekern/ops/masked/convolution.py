@@ -11,17 +11,18 @@ from torch import Tensor
 from .. import checks
 from . import choice, conv_calls, cpu, cuda, cuda_choice, reference
 from .linear import (
-    WEIGHT_GRADS,
     as_pattern,
     autocast_input,
     check_types,
     check_weight,
+    check_weight_grad,
     implementation_for,
     mask_of,
 )
 from .pattern import SparsityPattern
 
 _Size = int | tuple[int, ...]
+_INT32_MAX = 2**31 - 1
 
 
 def masked_conv2d(
@@ -58,17 +59,18 @@ def masked_conv2d(
 
     Raises:
         TypeError: as in :func:`masked_linear`.
-        ValueError: for shapes or devices that do not fit.
-        RuntimeError: as ``conv2d`` for a stride, padding, dilation or groups that do not fit.
+        ValueError: for shapes, devices or groups that do not fit.
+        RuntimeError: as ``conv2d`` for a stride, padding or dilation that does not fit.
     """
-    if weight_grad not in WEIGHT_GRADS:
-        raise ValueError(f'weight_grad must be "masked" or "dense", got {weight_grad!r}')
+    check_weight_grad(weight_grad)
     checks.floating_tensor(x, "x")
     checks.floating_tensor(weight, "weight")
     if weight.dim() != 4:
         raise ValueError(
             f"weight must have shape (out, in / groups, kh, kw), got {tuple(weight.shape)}"
         )
+    if checks.whole_number(groups, "groups") < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
     channels = weight.shape[1] * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(
@@ -170,7 +172,7 @@ def _geometry(
 def _pair(value: _Size) -> list[int] | None:
     """Of rows and columns; None for anything but one or two integers."""
     numbers = list(value) if isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(number, int) for number in numbers):
+    if not all(isinstance(number, int) and abs(number) < _INT32_MAX for number in numbers):
         return None
     return numbers * 2 if len(numbers) == 1 else numbers if len(numbers) == 2 else None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import precision
+from ..memory import contiguous
 from ..precision import accumulation_dtype
 from . import cuda_dense, cuda_unstructured
 
@@ -113,7 +114,7 @@ def sddmm_grad(
 
 
 def _times(values: Tensor, b: Tensor, pattern: Sequence[Tensor], *, transposed: bool) -> Tensor:
-    wide = values.to(accumulation_dtype(values.dtype)).contiguous()
+    wide = contiguous(values.to(accumulation_dtype(values.dtype)))
     turned = cuda_unstructured.feature_major(b.t())
     out = cuda_unstructured.product(wide, None, turned, pattern, transposed=transposed)
     return out[:, : b.shape[1]].contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import native
 from ..launching import where
+from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from .calls import rows_of
@@ -27,7 +28,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """``x (W⊙M)ᵀ + b`` for x of shape (batch, columns), and the kept values if wanted."""
     values = gather(weight, pattern)
-    shift = None if bias is None else bias.to(values.dtype).contiguous()
+    shift = None if bias is None else contiguous(bias.to(values.dtype))
     out = product(values, weight, feature_major(x), pattern, bias=shift)
     return batch_major(out, x.shape[0]), values if keep else values.new_empty(0)
 

@@ -13,7 +13,7 @@ from ..registry import back_end
 from . import compressed, cpu, cuda, reference
 from .pattern import SparsityPattern
 
-WEIGHT_GRADS = ("masked", "dense")
+_WEIGHT_GRADS = ("masked", "dense")
 
 
 def masked_linear(
@@ -28,7 +28,8 @@ def masked_linear(
 
     The weight stays dense and is what is trained: its kept entries are read at each call, so any
     optimizer works as it is. What lies under the mask, NaN and infinities included, has no
-    influence. Where a dense product is faster, it is taken.
+    influence. Where a dense product is faster, it is taken; of an x that is not finite that product
+    makes NaN at zeros of W⊙M too, which sparse ones skip.
 
     Under autocast x is cast as ``torch.nn.functional.linear`` casts it, and the result has that
     dtype; the weight is read as it is stored.
@@ -51,8 +52,7 @@ def masked_linear(
         TypeError: for dtypes other than these or that differ, or a mask that is not bool.
         ValueError: for shapes or devices that do not fit.
     """
-    if weight_grad not in WEIGHT_GRADS:
-        raise ValueError(f'weight_grad must be "masked" or "dense", got {weight_grad!r}')
+    check_weight_grad(weight_grad)
     checks.floating_tensor(x, "x")
     checks.floating_tensor(weight, "weight")
     if weight.dim() != 2:
@@ -155,6 +155,12 @@ def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern) -> Tensor:
         raise ValueError(f"a has {a.shape[1]} columns and b {b.shape[0]} rows: expected the same")
     out: Tensor = implementation_for(a, pattern, cuda).sddmm(a, b, pattern)
     return out
+
+
+def check_weight_grad(weight_grad: object) -> None:
+    """Raises a ValueError unless it names a gradient that weights can be given."""
+    if weight_grad not in _WEIGHT_GRADS:
+        raise ValueError(f'weight_grad must be "masked" or "dense", got {weight_grad!r}')
 
 
 def check_weight(weight: Tensor, mask: Tensor | SparsityPattern, bias: Tensor | None) -> None:

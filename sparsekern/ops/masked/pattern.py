@@ -15,6 +15,7 @@ from .. import checks
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from . import compressed as compression
+from . import interchange
 from .compressed import CompressedWeight
 from .device_pattern import DeviceOrders
 
@@ -165,11 +166,7 @@ class SparsityPattern:
                 f"mask has shape {tuple(mask.shape)} and the pattern {tuple(self._mask.shape)}: "
                 "expected the same"
             )
-        if mask.device != self._mask.device:
-            raise ValueError(
-                f"mask is on {mask.device} and the pattern on {self._mask.device}: "
-                "expected the same device"
-            )
+        self._check_device(mask, "mask")
         self._mask.copy_(mask.detach())
         self._build()
         return self
@@ -183,18 +180,28 @@ class SparsityPattern:
         """The kept entries of a dense weight of the mask's shape, in row order: ``(nnz,)``.
 
         Differentiable. The dtype is the weight's.
+
+        Raises:
+            TypeError: if weight is not a dense tensor.
+            ValueError: if its shape or device differs.
         """
+        checks.dense_tensor(weight, "weight")
         if weight.shape != self._mask.shape:
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)} and the pattern "
                 f"{tuple(self._mask.shape)}: expected the same"
             )
+        self._check_device(weight, "weight")
         return weight.masked_select(self._mask)
 
     def scatter(self, values: Tensor) -> Tensor:
         """The dense weight with these kept entries, in row order, and zeros elsewhere.
 
         Differentiable; ``values`` has shape ``(nnz,)``.
+
+        Raises:
+            TypeError: if values is not a dense tensor.
+            ValueError: if its shape or device differs.
         """
         self._check_values(values)
         return values.new_zeros(self._mask.shape).masked_scatter(self._mask, values)
@@ -224,11 +231,7 @@ class SparsityPattern:
                 f"weight has shape {tuple(weight.shape)} and the pattern "
                 f"{tuple(self._mask.shape)}: expected the same, of a matrix"
             )
-        if weight.device != self._mask.device:
-            raise ValueError(
-                f"weight is on {weight.device} and the pattern on {self._mask.device}: "
-                "expected the same device"
-            )
+        self._check_device(weight, "weight")
         result = CompressedWeight(weight, self._mask, keep_dense=keep_dense)
         self.remembered = compression.kept(result, weight, self._mask)
         return result
@@ -254,52 +257,21 @@ class SparsityPattern:
             shape: of the mask; all but its first dimension are the columns.
 
         Raises:
+            TypeError: for something else than integer tensors.
             ValueError: if they do not fit together.
         """
-        rows, columns = int(shape[0]), torch.Size(shape[1:]).numel()
-        lengths = pointer.diff() if pointer.dim() == 1 else pointer
-        if pointer.shape != (rows + 1,) or pointer[0] != 0 or (lengths < 0).any():
-            raise ValueError(
-                f"pointer must hold {rows + 1} ascending positions from 0, got shape "
-                f"{tuple(pointer.shape)}"
-            )
-        if index.shape != (int(pointer[-1]),):
-            raise ValueError(
-                f"index must have shape ({int(pointer[-1])},), the pointer's last entry, got "
-                f"{tuple(index.shape)}"
-            )
-        if index.numel() and (index.min() < 0 or index.max() >= columns):
-            raise ValueError(f"index must be in [0, {columns}), got {index.min()} to {index.max()}")
-        mask = torch.zeros(rows, columns, dtype=torch.bool, device=index.device)
-        row = torch.repeat_interleave(torch.arange(rows, device=index.device), lengths)
-        mask[row, index.long()] = True
-        return cls(mask.view(torch.Size(shape)))
+        return cls(interchange.mask_from_csr(pointer, index, shape))
 
     @classmethod
     def from_sparse(cls, matrix: Tensor) -> SparsityPattern:
         """The pattern of the entries that a torch sparse matrix stores, in any layout.
 
         Stored zeros count as kept; a block layout (BSR, BSC) keeps its blocks whole.
+
+        Raises:
+            TypeError: for something else, a dense tensor included.
         """
-        if matrix.layout is torch.strided:
-            raise TypeError(
-                "matrix must have a sparse layout, got a dense tensor: use its mask, as in "
-                "SparsityPattern(matrix != 0)"
-            )
-        if matrix.layout is torch.sparse_coo:
-            matrix = matrix.coalesce()
-            indices = matrix.indices()
-            ones = torch.ones(indices.shape[1], dtype=torch.bool, device=matrix.device)
-            stored = torch.sparse_coo_tensor(indices, ones, matrix.shape)
-            return cls(stored.to_dense())
-        values = torch.ones_like(matrix.values())
-        by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
-        pointer = matrix.crow_indices() if by_row else matrix.ccol_indices()
-        index = matrix.col_indices() if by_row else matrix.row_indices()
-        stored = torch.sparse_compressed_tensor(
-            pointer, index, values, matrix.shape, layout=matrix.layout
-        )
-        return cls(stored.to_dense() != 0)
+        return cls(interchange.mask_from_sparse(matrix))
 
     def to_sparse(
         self,
@@ -318,23 +290,13 @@ class SparsityPattern:
 
         Returns:
             ``(rows, columns)``.
+
+        Raises:
+            TypeError: if values is not a dense tensor.
+            ValueError: for another shape, device or layout, or blocks that do not fit.
         """
         self._check_values(values)
-        pointer, index = self.to_csr()
-        shape = (self.rows, self.columns)
-        if layout is torch.sparse_csr:
-            return torch.sparse_csr_tensor(pointer, index, values, shape)
-        if layout is torch.sparse_coo:
-            rows = torch.arange(self.rows, device=self.device)
-            row = torch.repeat_interleave(rows, pointer.diff())
-            return torch.sparse_coo_tensor(
-                torch.stack([row, index.long()]), values, shape, is_coalesced=True
-            )
-        if layout is torch.sparse_bsr:
-            if blocksize is None:
-                raise ValueError("blocksize is needed for layout torch.sparse_bsr, got None")
-            return self.scatter(values).view(shape).to_sparse_bsr(blocksize)
-        raise ValueError(f"layout must be sparse_csr, sparse_coo or sparse_bsr, got {layout}")
+        return interchange.to_sparse(self, values, layout, blocksize)
 
     @classmethod
     def from_pruned(cls, module: torch.nn.Module, name: str = "weight") -> SparsityPattern:
@@ -343,19 +305,22 @@ class SparsityPattern:
         Raises:
             ValueError: if it has put none there.
         """
-        mask = getattr(module, f"{name}_mask", None)
-        if not isinstance(mask, Tensor):
-            raise ValueError(
-                f"{type(module).__name__} has no {name}_mask: torch.nn.utils.prune has not "
-                f"pruned its {name}"
-            )
-        return cls(mask != 0)
+        return cls(interchange.mask_from_pruned(module, name))
 
     def prune(self, module: torch.nn.Module, name: str = "weight") -> torch.nn.Module:
-        """Puts the mask on a parameter of a module, in the manner of ``torch.nn.utils.prune``."""
+        """Puts the mask on a parameter of a module, in the manner of ``torch.nn.utils.prune``.
+
+        Raises:
+            ValueError: if the module has no such parameter, or one of another shape.
+        """
         from torch.nn.utils import prune
 
-        parameter = getattr(module, name)
+        parameter = getattr(module, name, None)
+        if not isinstance(parameter, Tensor) or parameter.shape != self.shape:
+            found = tuple(parameter.shape) if isinstance(parameter, Tensor) else "none"
+            raise ValueError(
+                f"module must have a parameter {name} of shape {tuple(self.shape)}, got {found}"
+            )
         prune.custom_from_mask(module, name, self._mask.to(parameter.dtype))
         return module
 
@@ -385,12 +350,21 @@ class SparsityPattern:
         result._adopt(copy.deepcopy(self._mask, memo))
         return result
 
+    def _check_device(self, x: Tensor, name: str) -> None:
+        if x.device != self._mask.device:
+            raise ValueError(
+                f"{name} is on {x.device} and the pattern on {self._mask.device}: "
+                "expected the same device"
+            )
+
     def _check_values(self, values: Tensor) -> None:
+        checks.dense_tensor(values, "values")
         nnz = self.nnz
         if values.shape != (nnz,):
             raise ValueError(
                 f"values must have shape ({nnz},), one per kept entry, got {tuple(values.shape)}"
             )
+        self._check_device(values, "values")
 
     def _build(self) -> None:
         rows, columns = self.rows, self.columns
@@ -489,3 +463,5 @@ def _check_mask(mask: object) -> None:
         raise TypeError(f"mask must be a dense (strided) tensor, got layout {mask.layout}")
     if mask.dim() == 0:
         raise ValueError("mask must have shape (rows, ...), got a scalar")
+    if mask.is_meta:
+        raise ValueError("mask is on meta, where it has no values: expected another device")

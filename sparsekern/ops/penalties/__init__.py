@@ -76,7 +76,7 @@ def hypersparse_backward_(
             finite, or a weight that is no leaf.
     """
     tensors, names = checked(weights, "weights", sparsity)
-    if not math.isfinite(strength):
+    if not math.isfinite(checks.number(strength, "strength")):
         raise ValueError(f"strength must be finite, got {strength}")
     for index, w in enumerate(tensors):
         if w.requires_grad and not w.is_leaf:
@@ -157,7 +157,7 @@ def _strengths(strengths: float | Sequence[float], count: int) -> list[float]:
     if isinstance(strengths, numbers.Real):
         values = [float(strengths)] * count
     elif isinstance(strengths, Sequence) and not isinstance(strengths, str):
-        values = [float(strength) for strength in strengths]
+        values = [checks.number(x, f"strengths[{index}]") for index, x in enumerate(strengths)]
         if len(values) != count:
             raise ValueError(
                 f"strengths has {len(values)} entries and weights has {count}: expected one number "

@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import native
 from ..memory import dense, describe, is_dense, like
 from ..precision import accumulation_dtype
-from ..registry import DTYPE_CODES, needs_grad, only_needed, register, run, run_grad
+from ..registry import DTYPE_CODES, distinct, needs_grad, only_needed, register, run, run_grad
 from ..selection.reference import removed_count
 from .reference import add_gradient, not_finite
 
@@ -31,7 +31,9 @@ def hypersparse_loss(
     The operators are those of a family: ``"penalties"``, or another that follows its schemas.
     """
     if needs_grad(weights):
-        return _HyperSparse.apply(family, sparsity, names, *weights)  # type: ignore[no-any-return]
+        return _HyperSparse.apply(  # type: ignore[no-any-return]
+            family, sparsity, names, *distinct(weights)
+        )
     return run(f"{family}_hypersparse", list(weights), sparsity, names)[0]  # type: ignore[no-any-return]
 
 
@@ -77,7 +79,9 @@ def layer_sparsity_loss(
 ) -> Tensor:
     """See :func:`sparsekern.layer_sparsity_loss`; arguments are checked but for values."""
     if needs_grad(weights):
-        return _LayerSparsity.apply(family, list(strengths), names, *weights)  # type: ignore[no-any-return]
+        return _LayerSparsity.apply(  # type: ignore[no-any-return]
+            family, list(strengths), names, *distinct(weights)
+        )
     return run(f"{family}_layers", list(weights), list(strengths), names)[0]  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import native
 from ..launching import DEVICES, pieces, scratch, where
-from ..memory import dense
+from ..memory import contiguous, dense
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES, register, run
 from ..selection.reference import removed_count
@@ -62,7 +62,7 @@ def _hypersparse_grad(
     rows, gradients = _with_gradients(weights, needs)
     kernels, code = native.cuda(), DTYPE_CODES[rows[0].dtype]
     listed = pieces(rows, _wanted(gradients, needs))
-    upstream = grad.contiguous()
+    upstream = contiguous(grad)
     memory = scratch(kernels.penalty_bytes(listed, code), state.device)
     kernels.hypersparse_grad(
         where(state), listed, code, state.data_ptr(), upstream.data_ptr(), memory.data_ptr()
@@ -98,7 +98,7 @@ def _layers_grad(
     rows, gradients = _with_gradients(weights, needs)
     kernels, code = native.cuda(), DTYPE_CODES[rows[0].dtype]
     listed = pieces(rows, _wanted(gradients, needs), strengths)
-    upstream = grad.contiguous()
+    upstream = contiguous(grad)
     memory = scratch(kernels.penalty_bytes(listed, code), norms.device)
     kernels.layer_norms_grad(
         where(norms), listed, code, norms.data_ptr(), upstream.data_ptr(), memory.data_ptr()

@@ -3,6 +3,8 @@
 Precision: sums are taken in float32 for 16- and 32-bit features, in float64 for float64 ones. The
 products of float32 features follow ``torch.set_float32_matmul_precision``. Centred bfloat16
 features are multiplied as bfloat16 where the processor can (AVX512-BF16, AMX), else as float32.
+Products leave the range of float32 where features vary by more than about 1e18, which is refused,
+or by less than about 1e-18, where they count as constant: scale such features, or pass float64.
 """
 
 from __future__ import annotations
@@ -237,7 +239,7 @@ def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
 
 
 def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str) -> list[Tensor]:
-    if estimator not in _LEAST_SAMPLES:
+    if not isinstance(estimator, str) or estimator not in _LEAST_SAMPLES:
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
     first = _flatten(layers[0], names[0])
     n, dtype, device = first.shape[0], first.dtype, first.device
@@ -276,7 +278,9 @@ def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> T
                 f"{name} of shape {tuple(x.shape)} holds values that are not finite "
                 "(NaN or infinity)"
             )
+    peaks = [x.detach().abs().max().item() if x.numel() else 0.0 for x in layers]
+    peak = max(peaks)
     raise ValueError(
-        f"the result leaves the range of {result.dtype}: "
-        "the features are finite but too large; scale them or pass float64"
+        f"the result leaves the range of {result.dtype}: the features are finite but too large, "
+        f"up to {peak:.2g} in {names[peaks.index(peak)]}; scale them or pass float64"
     )

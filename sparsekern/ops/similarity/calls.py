@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import native
+from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from .layout import feature_space_is_faster, result_shape, state_bytes
@@ -37,7 +38,7 @@ def _described(xs: Sequence[Tensor]) -> tuple[list[Tensor], list[Layer]]:
         features = x.shape[1]
         distance, step = x.stride()
         if (step != 1 and features > 1) or x.is_neg():
-            x = x.resolve_neg().contiguous()
+            x = contiguous(x)
             distance = x.stride(0)
         rows.append(x)
         layers.append((x.data_ptr(), features, distance))
@@ -127,7 +128,7 @@ def compare_grad(
     n, dims = x.shape[0], [layer[1] for layer in layers]
     spec = (kernel, parameter0, parameter1, centring, center_features)
     options = _options(x, spec, True)
-    grad = grad.contiguous()
+    grad = contiguous(grad)
     core, threads = native.cpu(), torch.get_num_threads()
     if feature_space_is_faster(n, dims, first, kernel, x.dtype, True):
         if state[-1]:
@@ -250,7 +251,7 @@ def group_sum_grad(
         _options(rows[0], spec, True),
         list(sizes),
         mean,
-        grad.contiguous().data_ptr(),
+        contiguous(grad).data_ptr(),
         state.data_ptr(),
         addresses,
         torch.get_num_threads(),
@@ -297,7 +298,7 @@ def gram_grad(
     """The gradient of :func:`gram`."""
     (x,), layers = _described([x])
     gradients, addresses = _allocate_gradients([x], [True])
-    grad = grad.contiguous()
+    grad = contiguous(grad)
     spec = (kernel, parameter0, parameter1, centring, center_features)
     native.cpu().dense_grad(
         x.shape[0],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import needs_grad, only_needed, run, run_grad
+from ..registry import distinct, needs_grad, only_needed, run, run_grad
 from . import registration as _registration  # noqa: F401  (defines the operators)
 from .calls import DOUBLE_CENTRING, U_CENTRING, Spec
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial
@@ -74,7 +74,7 @@ def cka_sum(
     sizes = [len(xs)] if mean else [len(group) for group in groups]
     spec = _spec(kernel, estimator)
     if needs_grad(xs):
-        return _Sum.apply(family, sizes, mean, spec, *xs)  # type: ignore[no-any-return]
+        return _Sum.apply(family, sizes, mean, spec, *distinct(xs))  # type: ignore[no-any-return]
     out: Tensor = run(family + "_sum", xs, sizes, mean, *spec, False)[0]
     return out
 
@@ -103,7 +103,7 @@ def _compare(
 def _call(family: str, layers: list[Tensor], first: int, quantity: int, spec: Spec) -> Tensor:
     if needs_grad(layers):
         return _Compare.apply(  # type: ignore[no-any-return]
-            family, first, quantity, spec, *layers
+            family, first, quantity, spec, *distinct(layers)
         )
     out: Tensor = run(family + "_compare", layers, first, quantity, *spec, False)[0]
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,8 +11,12 @@ _MOST_DEGREE = 1000  # far beyond what any float can hold
 
 
 def _require_positive(kernel: str, argument: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not _is_number(value) or not (math.isfinite(value) and value > 0):
         raise ValueError(f"{kernel}: {argument} must be a positive finite number, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Polynomial:
                 f"Polynomial: degree must be an integer from 1 to {_MOST_DEGREE}, "
                 f"got {self.degree!r}"
             )
-        if not (math.isfinite(self.c) and self.c >= 0):
+        if not _is_number(self.c) or not (math.isfinite(self.c) and self.c >= 0):
             raise ValueError(f"Polynomial: c must be a finite number >= 0, got {self.c!r}")
 
 

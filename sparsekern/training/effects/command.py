@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..grid.command import checked_jobs, configure_trainings, given_settings
+
 OUT = Path("runs/effects")
 SEEDS = 5
 REPORT = "effects.md"
@@ -17,12 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "runs show, paired by seed. A few minutes on two cores; what is done is skipped, what is "
         "begun is resumed."
     )
-    add = parser.add_argument
-    add("--out", type=Path, default=OUT, help=f"where the runs' folders are (default: {OUT})")
-    add("--only", action="append", metavar="CLAIM", help="ckasr, art, ...; repeatable")
-    add("--seeds", type=int, default=SEEDS, help=f"default: {SEEDS}")
-    add("--epochs", type=int, help="default: as each claim has it")
-    add("--jobs", type=int, help="trainings at a time, one thread each (default: one a core)")
+    parser.add_argument(
+        "--only", action="append", metavar="CLAIM", help="ckasr, art, ...; repeatable"
+    )
+    configure_trainings(parser, OUT, SEEDS, "as each claim has it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,29 +37,25 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..grid.cells import state_of
-    from ..grid.command import available_cores
     from ..grid.running import train_cells
     from ..store import write_atomically
     from .claims import CLAIMS
     from .verdicts import report
 
-    if args.jobs is not None and args.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    jobs = checked_jobs(args)
     names = [claim.name for claim in CLAIMS]
     for name in args.only or ():
         if name not in names:
             raise ValueError(f"--only must be one of {', '.join(names)}; got {name!r}")
     claims = [claim for claim in CLAIMS if not args.only or claim.name in args.only]
-    given = {"seeds": args.seeds, "threads": 1}
-    if args.epochs is not None:
-        given["epochs"] = args.epochs
+    given = given_settings(args, "epochs")
     work = [(arm.name, arm.settings(given)) for claim in claims for arm in claim.arms]
     states = [state_of(args.out / name, settings) for name, settings in work]
-    console = Console()
-    status, trained = train_cells(work, states, args.out, args.jobs or available_cores(), console)
+    console = Console(markup=False)  # paths and messages may hold brackets
+    status, trained = train_cells(work, states, args.out, jobs, console)
     if trained and not status:
         text = report(claims, args.out)
         write_atomically(args.out / REPORT, text.encode())
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        console.print(text, soft_wrap=True, highlight=False)
         console.print(f"Written: {args.out / REPORT}", soft_wrap=True, highlight=False)
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from ..catalogue import METHODS
 
@@ -22,18 +23,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "skipped, those begun are resumed."
     )
     add = parser.add_argument
-    add("--out", type=Path, default=OUT, help=f"where the cells' folders are (default: {OUT})")
     add("--cell", action="append", help="METHOD-SPARSITY-VARIANT, only this one; repeatable")
     add("--method", action="append", help=f"only this one of {', '.join(METHODS)}; repeatable")
     add("--sparsity", type=float, action="append", help="only this one; repeatable")
     add("--variant", action="append", help="only this one of plain, ckasr, ap; repeatable")
     add("--recipe", default=RECIPE, help=f"what is trained (default: {RECIPE})")
-    add("--seeds", type=int, default=SEEDS, help=f"default: {SEEDS}")
-    add("--epochs", type=int, help="default: the recipe's")
     add("--model", help="default: the recipe's")
     add("--width", type=int, help="default: the model's")
-    add("--jobs", type=int, help="cells at a time, one thread each (default: one for each core)")
     add("--list", action="store_true", help="print the cells and which are done, and train none")
+    configure_trainings(parser, OUT, SEEDS, "the recipe's")
+
+
+def configure_trainings(
+    parser: argparse.ArgumentParser, out: Path, seeds: int, epochs: str
+) -> None:
+    """Adds the options of every command that trains in several processes.
+
+    Args:
+        parser: of the command.
+        out: the default of ``--out``.
+        seeds: that of ``--seeds``.
+        epochs: that of ``--epochs``, in words.
+    """
+    add = parser.add_argument
+    add("--out", type=Path, default=out, help=f"where the trainings' folders are (default: {out})")
+    add("--seeds", type=int, default=seeds, help=f"default: {seeds}")
+    add("--epochs", type=int, help=f"default: {epochs}")
+    add("--jobs", type=int, help="trainings at a time, one thread each (default: one a core)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from ..recipe import load_recipe
     from .cells import all_cells, cell_named, state_of
 
-    if args.jobs is not None and args.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    jobs = checked_jobs(args)
     cells = [cell_named(name) for name in args.cell] if args.cell else all_cells()
     for option, values in (
         ("method", args.method),
@@ -64,10 +79,7 @@ def run(args: argparse.Namespace) -> int:
                 names = ", ".join(map(str, sorted(known, key=str)))
                 raise ValueError(f"--{option} must be one of {names}; got {value}")
         cells = [cell for cell in cells if getattr(cell, option) in values]
-    given = {"seeds": args.seeds, "threads": 1}
-    for name in ("epochs", "model", "width"):
-        if getattr(args, name) is not None:
-            given[name] = getattr(args, name)
+    given = given_settings(args, "epochs", "model", "width")
     recipe = load_recipe(args.recipe).values
     work = [(cell, cell.settings(recipe, given)) for cell in cells]
     states = [state_of(args.out / cell.name, settings) for cell, settings in work]
@@ -78,10 +90,28 @@ def run(args: argparse.Namespace) -> int:
     from .running import run_cells
 
     named = [(cell.name, settings) for cell, settings in work]
-    return run_cells(named, states, args.out, args.jobs or available_cores())
+    return run_cells(named, states, args.out, jobs)
 
 
-def available_cores() -> int:
+def given_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The settings of every training: seeds, one thread, and those of the names that were given."""
+    found = {name: getattr(args, name) for name in names}
+    chosen = {name: value for name, value in found.items() if value is not None}
+    return {"seeds": args.seeds, "threads": 1, **chosen}
+
+
+def checked_jobs(args: argparse.Namespace) -> int:
+    """How many processes train at a time.
+
+    Raises:
+        ValueError: if it is to be none.
+    """
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    return args.jobs or _available_cores()
+
+
+def _available_cores() -> int:
     """Those that this process may use, which in a container are fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -44,7 +44,7 @@ def run_cells(work: _Work, states: Sequence[str], out: Path, jobs: int) -> int:
     Returns:
         The exit status of ``sparsekern grid``.
     """
-    console = Console()
+    console = Console(markup=False)  # paths and messages may hold brackets
     status, trained = train_cells(work, states, out, jobs, console)
     if trained:
         _, paths = write_report([out], out)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if not directory.is_dir():
             raise ValueError(f"{directory} is no directory: give one that holds results")
     text, paths = write_report(args.directories, args.out or args.directories[0], args.at)
-    console = Console()
+    console = Console(markup=False)  # paths and messages may hold brackets
     console.print(Markdown(text) if console.is_terminal else text, soft_wrap=True, highlight=False)
     console.print("Written:")
     for path in paths:

@@ -108,3 +108,12 @@ def test_errors_are_those_of_eager_mode() -> None:
     compiled = torch.compile(lambda x, w, m: sk.masked_linear(x, w, m), backend="aot_eager")
     with pytest.raises(Exception, match="mask has shape"):
         compiled(torch.randn(2, 4), torch.randn(3, 4), torch.ones(3, 5, dtype=torch.bool))
+
+
+def test_a_jit_trace_holds_the_computation_and_not_its_result() -> None:
+    pattern = sk.SparsityPattern(torch.rand(12, 8) > 0.7)
+    weight, x = torch.randn(12, 8), torch.randn(5, 8)
+    traced = torch.jit.trace(lambda x, w: sk.masked_linear(x, w, pattern), (x, weight))
+    other = torch.randn(5, 8)
+    expected = sk.masked_linear(other, 2 * weight, pattern)
+    torch.testing.assert_close(traced(other, 2 * weight), expected)

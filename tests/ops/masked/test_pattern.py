@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import prune
 
 import sparsekern as sk
 
+ZERO_ONE, ONE = torch.tensor([0, 1]), torch.tensor([0])
 MASKS = {
     "random": lambda: torch.rand(300, 500) > 0.9,
     "wide": lambda: torch.rand(3, 9000) > 0.5,
@@ -160,6 +162,43 @@ def test_gather_and_scatter() -> None:
     values = pattern.gather(weight)
     assert torch.equal(values, weight[pattern.mask])
     assert torch.equal(pattern.scatter(values), weight * pattern.mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        (lambda p: p.gather([[1.0]]), TypeError, "weight must be a tensor, got list"),
+        (lambda p: p.gather(torch.ones(5, 4)), ValueError, r"weight has shape \(5, 4\)"),
+        (lambda p: p.gather(p.mask.to("meta")), ValueError, "weight is on meta"),
+        (lambda p: p.scatter(3.0), TypeError, "values must be a tensor, got float"),
+        (lambda p: p.scatter(torch.ones(3)), ValueError, r"values must have shape \(20,\)"),
+        (lambda p: p.to_sparse(torch.ones(20), "csr"), ValueError, "layout must be .* 'csr'"),
+        (
+            lambda p: p.to_sparse(torch.ones(20), torch.sparse_bsr),
+            ValueError,
+            "blocksize must be .* None",
+        ),
+        (
+            lambda p: p.to_sparse(torch.ones(20), torch.sparse_bsr, blocksize=(3, 5)),
+            ValueError,
+            r"blocksize must be two whole numbers that divide .*\(4, 5\).* got \(3, 5\)",
+        ),
+        (lambda p: p.prune(torch.nn.Linear(4, 5)), ValueError, r"module must .*\(4, 5\).*\(5, 4\)"),
+        (lambda p: p.prune(torch.nn.ReLU()), ValueError, "a parameter weight .* got none"),
+        (lambda p: p.from_pruned(3), ValueError, "module of type int has no weight_mask"),
+        (lambda p: p.from_sparse([1]), TypeError, "matrix must be a torch sparse tensor, got list"),
+        (lambda p: p.from_csr([0, 1], ONE, (1, 1)), TypeError, "pointer must be .* got list"),
+        (lambda p: p.from_csr(ZERO_ONE.float(), ONE, (1, 1)), TypeError, r"pointer .*float32"),
+        (lambda p: p.from_csr(ZERO_ONE, ONE[None], (1, 1)), ValueError, r"index .*\(1, 1\)"),
+        (lambda p: p.from_csr(ZERO_ONE, ONE, 1), ValueError, "shape must be .* got 1"),
+        (lambda p: p.from_csr(ZERO_ONE, ONE, ()), ValueError, r"shape must be .* got \(\)"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    call: Callable[[sk.SparsityPattern], object], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        call(sk.SparsityPattern(torch.ones(4, 5, dtype=torch.bool)))
 
 
 def test_representation() -> None:

@@ -224,3 +224,22 @@ def test_values_of_any_size_round_to_16_bits(backend: str) -> None:
             pattern,
         )
         assert torch.equal(dense[0].nan_to_num(1.5), expected.nan_to_num(1.5))
+
+
+def test_lazily_negated_operands() -> None:
+    """Views that torch negates when they are read, as the imaginary part of a conjugate is."""
+    mask = torch.rand(9, 8) > 0.5
+    pattern = sk.SparsityPattern(mask)
+    x, weight, bias = torch.randn(5, 8), torch.randn(9, 8), torch.randn(9)
+    lazy = torch._neg_view
+    for operand in (mask, pattern):
+        expected = sk.masked_linear(-x, -weight, operand, -bias)
+        assert torch.equal(sk.masked_linear(lazy(x), lazy(weight), operand, lazy(bias)), expected)
+    values, b = pattern.gather(weight), x.T.contiguous()
+    assert torch.equal(sk.spmm(pattern, lazy(values), lazy(b)), sk.spmm(pattern, -values, -b))
+    a, right = torch.randn(9, 4), torch.randn(4, 8)
+    assert torch.equal(sk.sddmm(lazy(a), lazy(right), pattern), sk.sddmm(-a, -right, pattern))
+    images, filters = torch.randn(2, 3, 7, 7), torch.randn(6, 3, 3, 3)
+    kept, shift = torch.rand(6, 3, 3, 3) > 0.9, torch.randn(6)
+    got = sk.masked_conv2d(lazy(images), lazy(filters), kept, lazy(shift))
+    assert torch.equal(got, sk.masked_conv2d(-images, -filters, kept, -shift))

@@ -118,3 +118,12 @@ def test_features_made_under_autocast() -> None:
     value.backward()
     assert linear.weight.grad.dtype == torch.float32
     assert linear.weight.grad.any()
+
+
+@compiled_only
+def test_a_layer_that_is_listed_twice() -> None:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return sk.cka_sum([[x, y], [y, x]]) + sk.cka_matrix([x, y, x], [y]).sum()
+
+    xs = [torch.randn(12, 5, requires_grad=True), torch.randn(12, 7, requires_grad=True)]
+    check(torch.compile(loss, fullgraph=True, backend="aot_eager"), loss, xs)

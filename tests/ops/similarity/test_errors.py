@@ -153,11 +153,22 @@ def test_different_devices() -> None:
 
 @pytest.mark.parametrize("function", PAIRS)
 def test_unknown_estimator(function: Callable[..., Any]) -> None:
-    for wrong in ("Unbiased", "debiased", None):
+    for wrong in ("Unbiased", "debiased", None, 3):
         with pytest.raises(ValueError, match=f'estimator must be "unbiased" or.*{wrong}'):
             function(X, X, estimator=wrong)
+    for unhashable in ([], {}):
+        with pytest.raises(ValueError, match="estimator must be"):
+            function(X, X, estimator=unhashable)
     with pytest.raises(ValueError, match="estimator"):
         sk.cka_sum([[X]], estimator="song")
+
+
+def test_features_whose_products_leave_the_range_are_named() -> None:
+    for call in (lambda: sk.cka(X, 1e30 * X), lambda: sk.hsic(X, 1e30 * X)):
+        with pytest.raises(
+            ValueError, match=r"range of torch.float32: .* up to .*e\+30 in y; scale"
+        ):
+            call()
 
 
 def test_unknown_kernel() -> None:
@@ -191,11 +202,14 @@ def test_unknown_center_and_reduction() -> None:
         (lambda: sk.RBF(fraction=float("nan")), "RBF: fraction"),
         (lambda: sk.RBF(bandwidth=-1.0), "RBF: bandwidth .* -1.0"),
         (lambda: sk.RBF(bandwidth=float("inf")), "RBF: bandwidth"),
+        (lambda: sk.RBF(fraction="wide"), "RBF: fraction .* 'wide'"),
+        (lambda: sk.RBF(bandwidth=True), "RBF: bandwidth .* True"),
         (lambda: sk.Polynomial(degree=0), "Polynomial: degree .* 0"),
         (lambda: sk.Polynomial(degree=1.5), "Polynomial: degree .* 1.5"),
         (lambda: sk.Polynomial(degree=True), "Polynomial: degree .* True"),
         (lambda: sk.Polynomial(c=-0.1), "Polynomial: c .* -0.1"),
         (lambda: sk.Polynomial(c=float("nan")), "Polynomial: c .* nan"),
+        (lambda: sk.Polynomial(c=[1.0]), r"Polynomial: c .* \[1.0\]"),
     ],
 )
 def test_kernel_parameters(make: Callable[[], object], message: str) -> None:
