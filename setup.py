@@ -18,14 +18,13 @@ Environment:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
@@ -169,21 +168,31 @@ def static_runtime(nvcc: Path) -> Path:
     )
 
 
-def run_nvcc(command: list[str]) -> str:
-    """What nvcc prints.
+def run_nvcc(command: list[str], show: bool = False) -> str:
+    """What nvcc prints, or ninja that starts it; shown as it comes if asked for.
 
     Raises:
-        CompileError: with what it printed, if it fails.
+        CompileError: with the last that nvcc printed, if it fails.
     """
+    printed = ""
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        with subprocess.Popen(command, env=environment, **pipes) as running:
+            for line in running.stdout:
+                printed += line
+                if show:
+                    print(line, end="", flush=True)
     except OSError as error:
         raise CompileError(f"{command[0]} does not run: {error}") from None
-    printed = (result.stdout + result.stderr).strip()
-    if result.returncode:
-        last = "\n".join(printed.splitlines()[-12:]) or "it printed nothing"
-        raise CompileError(f"nvcc failed with status {result.returncode} on {command[-1]}:\n{last}")
-    return printed
+    if running.returncode:
+        # ninja: its progress, that it failed, the command, what was printed, and more of that.
+        pattern = r"nvcc (\S+)\nFAILED: [^\n]*\n[^\n]*\n(.*?)^(?:\[\d+/|ninja: )"
+        found = re.search(pattern, printed, re.MULTILINE | re.DOTALL)
+        what, told = found.groups() if found else (command[-1], printed)
+        last = "\n".join(told.strip().splitlines()[-12:]) or "it printed nothing"
+        raise CompileError(f"nvcc failed on {what}:\n{last}")
+    return printed.strip()
 
 
 def code_flags(nvcc: Path) -> list[str]:
@@ -229,6 +238,33 @@ def nvcc_jobs() -> int:
         available = None
     fit = int(available.group(1)) * 1024 // NVCC_MEMORY if available else 2
     return max(1, min(cores or 1, fit))
+
+
+def compile_all(command: list[str], folder: Path) -> list[str]:
+    """Compiles csrc/cuda: those files of which the command, or what they include, has changed.
+
+    Returns:
+        The objects.
+    """
+    try:
+        from ninja import Writer
+    except ImportError:
+        why = "nvcc is started by ninja, which is missing: pip install ninja"
+        raise CompileError(why) from None
+    # A comment that changes with nvcc, and the command with it.
+    version = run_nvcc([command[0], "--version"]).rpartition("\n")[2]
+    rule = shlex.join(command).replace("$", "$$") + f" -MD -MF $out.d -o $out -c $in # {version}"
+    sources = [Path(name) for name in sorted(glob("csrc/cuda/*.cu"))]
+    with Path(folder, "build.ninja").open("w", encoding="utf-8") as file:
+        writer = Writer(file, width=sys.maxsize)
+        writer.variable("builddir", str(folder).replace("$", "$$"))
+        writer.rule("nvcc", rule, description="nvcc $in", depfile="$out.d", deps="gcc")
+        for source in sources:
+            writer.build(f"$builddir/{source.stem}.o", "nvcc", str(source))
+    print(f"{command[0]}: csrc/cuda, {nvcc_jobs()} files at a time", flush=True)
+    ninja = [sys.executable, "-m", "ninja", "-j", str(nvcc_jobs()), "-f", file.name]
+    run_nvcc(ninja, show=True)
+    return [str(folder / f"{source.stem}.o") for source in sources]
 
 
 class BuildPackage(build_py):
@@ -294,25 +330,13 @@ class BuildCore(build_ext):
             command += ["-Werror", "all-warnings", "-Xptxas", "-warn-spills,-Werror"]
         if os.environ.get("CUDAHOSTCXX"):
             command += ["-ccbin", os.environ["CUDAHOSTCXX"]]
-        # Objects made with other options are other files.
-        version = run_nvcc([str(nvcc), "--version"])
-        mark = hashlib.sha256(" ".join([*command, version]).encode()).hexdigest()[:12]
-        folder = Path(self.build_temp, "cuda", mark)
+        folder = Path(self.build_temp, "cuda")
+        if self.force:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        newest = max(Path(name).stat().st_mtime for name in extension.depends)
-
-        def compile_one(source: str) -> str:
-            target = folder / (Path(source).stem + ".o")
-            made = target.stat().st_mtime if target.exists() else 0
-            if self.force or made < max(newest, Path(source).stat().st_mtime):
-                print(run_nvcc([*command, "-o", str(target), "-c", source]), end="")
-            return str(target)
-
-        sources = sorted(glob("csrc/cuda/*.cu"))
-        print(f"{nvcc}: {len(sources)} files of csrc/cuda, {nvcc_jobs()} at a time", flush=True)
-        with ThreadPoolExecutor(nvcc_jobs()) as pool:
-            extension.extra_objects = list(pool.map(compile_one, sources))
-        extension.extra_objects.append(str(runtime))
+        objects = compile_all(command, folder)
+        extension.extra_objects = [*objects, str(runtime)]
+        extension.depends += objects  # it is linked again where one is newer
         extension.libraries = ["dl", "rt", "pthread"]
 
     def _prepare_compiler(self) -> None:
@@ -377,7 +401,6 @@ kernels = Pybind11Extension(
     depends=[
         "setup.py",
         *(name for name in HEADERS if "/cuda" in name),
-        *sorted(glob("csrc/cuda/*.cu")),
     ],
     cxx_std=17,
     extra_compile_args=FLAGS + (["-Werror"] if WERROR == "1" else []),
