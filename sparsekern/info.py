@@ -142,7 +142,7 @@ def _cpu_info() -> CpuInfo:
 
 
 def _tuned_launches() -> str | None:
-    from .ops.similarity.triton import configurations
+    from .ops.tiled import configurations
 
     return str(configurations.tuned_file()) if configurations.tuned_classes() else None
 

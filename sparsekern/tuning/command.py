@@ -117,7 +117,7 @@ def _tune_launches(kind: str, dtypes: list[str], dry_run: bool) -> int:
     import torch
 
     from ..bench.cuda_timing import CudaTimer
-    from ..ops.similarity.triton import configurations, device
+    from ..ops.tiled import configurations, device
     from . import launches
 
     for name in dtypes:

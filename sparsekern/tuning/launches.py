@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.similarity.triton import device, plan
-from ..ops.similarity.triton.configurations import (
+from ..ops.similarity.triton import plan
+from ..ops.tiled import device
+from ..ops.tiled.configurations import (
     Configuration,
     Key,
     overriding,

@@ -12,8 +12,9 @@ import torch
 
 import sparsekern as sk
 from sparsekern import cli
-from sparsekern.ops.similarity.triton import configurations, launches, plan
-from sparsekern.ops.similarity.triton.configurations import Configuration
+from sparsekern.ops.similarity.triton import launches, plan
+from sparsekern.ops.tiled import configurations
+from sparsekern.ops.tiled.configurations import Configuration
 from sparsekern.tuning import launches as tuning
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: Callable[..., float]) -> None:
         self.cost, self.tried = cost, set[Configuration]()
         self._launched: list[tuple[str, Configuration]] = []
-        original = launches._launch
+        original = launches.launch
 
         def launch(kernel: object, grid: object, config: Configuration, *args: object, **meta):
             self._launched.append((kernel.__name__, config))  # type: ignore[attr-defined]
@@ -48,7 +49,7 @@ class Clock:
                 raise RuntimeError("out of resource")
             original(kernel, grid, config, *args, **meta)
 
-        monkeypatch.setattr(launches, "_launch", launch)
+        monkeypatch.setattr(launches, "launch", launch)
 
     def __call__(self, call: Callable[[], object], repeats: int) -> float:
         self._launched.clear()

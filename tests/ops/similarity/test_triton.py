@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern.ops.similarity.triton import device, plan
-from sparsekern.ops.similarity.triton.configurations import Configuration, overriding
+from sparsekern.ops.similarity.triton import plan
+from sparsekern.ops.tiled import device
+from sparsekern.ops.tiled.configurations import Configuration, overriding
 
-from . import interpreter, oracle
+from .. import interpreter
+from . import oracle
 from .oracle import ESTIMATORS, KERNELS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -321,14 +323,14 @@ def recorded(
     from sparsekern.ops.similarity.triton import launches
 
     recorded: list[tuple[str, tuple[int, ...]]] = []
-    original = launches._launch
+    original = launches.launch
 
     def launch(kernel: object, grid: tuple[int, ...], *args: object, **meta: object) -> None:
         recorded.append((kernel.__name__, tuple(grid)))  # type: ignore[attr-defined]
         if request.param < 100:
             original(kernel, grid, *args, **meta)
 
-    monkeypatch.setattr(launches, "_launch", launch)
+    monkeypatch.setattr(launches, "launch", launch)
     return request.param, recorded
 
 

@@ -6,17 +6,15 @@ needs no driver; it begins with the first test of this folder, in processes of i
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from sparsekern.ops.similarity.triton.configurations import shipped_keys
+from sparsekern.ops.masked.triton.plan import KERNELS as MASKED_KERNELS
+from sparsekern.ops.tiled.configurations import shipped_keys
 
-from .conftest import CAPABILITIES
+from .. import aot
 
-# Bytes of shared memory that a program may have.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Bytes a thread may keep in memory for want of registers: two dozen addresses. An accumulator of
 # these tiles would be a kilobyte.
 MOST_STACK = 96
@@ -27,11 +25,9 @@ def backend() -> None:
     """Once: nothing here depends on the back end in use."""
 
 
-@pytest.fixture(scope="module", params=CAPABILITIES, ids=lambda capability: f"sm_{capability}")
-def compiled(request: pytest.FixtureRequest, triton_compilers: Any) -> list[Any]:
-    process, folder = triton_compilers[request.param]
-    assert process.wait() == 0, (folder / "err").read_text()[-2000:]
-    return [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+@pytest.fixture(scope="module", params=aot.CAPABILITIES, ids=lambda capability: f"sm_{capability}")
+def compiled(request: pytest.FixtureRequest, triton_compilers: aot.Compilers) -> list[Any]:
+    return aot.lines(triton_compilers, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +36,10 @@ def variants(compiled: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_every_shipped_configuration_is_compiled(compiled: list[Any]) -> None:
-    asked, capability = compiled[0], compiled[1]["capability"]
-    for shipped in shipped_keys(f"cuda:{capability // 10}.{capability % 10}"):
-        kernel, operands, rows = shipped
-        assert any(
-            key[0] == kernel and operands in ("any", key[1]) and rows in (0, key[2])
-            for key in asked
-        ), shipped
+    capability = compiled[1]["capability"]
+    shipped = shipped_keys(f"cuda:{capability // 10}.{capability % 10}")
+    own = [key for key in shipped if key[0] not in MASKED_KERNELS]
+    aot.check_that_all_are_compiled(compiled, own)
 
 
 def test_machine_code(variants: list[dict[str, Any]]) -> None:
@@ -71,7 +64,7 @@ def test_machine_code(variants: list[dict[str, Any]]) -> None:
     }
     for variant in variants:
         capability = variant["capability"]
-        assert variant["shared"] <= SHARED[capability], variant
+        assert variant["shared"] <= aot.SHARED[capability], variant
         heavy = variant["kernel"].startswith(("gram", "product", "column"))
         if heavy:
             assert variant["stack"] <= MOST_STACK, variant

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsekern.ops.similarity.triton import configurations, plan
-from sparsekern.ops.similarity.triton.device import matrix_operands
+from sparsekern.ops.similarity.triton import plan
 from sparsekern.ops.similarity.triton.plan import Sizes
 from sparsekern.ops.similarity.triton.state import State, state_bytes
+from sparsekern.ops.tiled import configurations
+from sparsekern.ops.tiled.device import matrix_operands
+from sparsekern.ops.tiled.grids import Launch
 
 SM = 132
 H200 = "cuda:9.0"
@@ -30,7 +32,7 @@ def sizes(n: int, dims: tuple[int, ...], element: int = 4, operands: str = "ieee
     return Sizes(n, dims, element, operands)
 
 
-def names(launches: list[plan.Launch]) -> list[str]:
+def names(launches: list[Launch]) -> list[str]:
     return [launch.kernel for launch in launches]
 
 

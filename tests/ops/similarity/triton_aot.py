@@ -1,41 +1,16 @@
-"""Compiles the Triton kernels for GPUs that are not here, from the launches that calls would make.
-
-``python triton_aot.py 80 90`` prints one JSON line per kernel variant and compute capability:
-registers' spills, shared memory, matrix instructions; and before them one with the configurations
-that these launches asked for. No driver is needed. Runs in a process of its own, for Triton either
-interprets or compiles, from its import on.
-"""
+"""Compiles the similarity kernels for GPUs that are not here; see ``tests/ops/aot.py``."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from sparsekern.ops.similarity.triton import calls, configurations, device, launches, plan
+from sparsekern.ops.similarity.triton import calls, launches, plan
+from tests.ops import aot
 
-PROCESSORS = 132
-TYPES = {
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # All sizes that choose another tile, and one beyond whole columns. 16 divides all of them, so that
 # one variant serves several; sizes that it does not divide come after.
 SAMPLES = (8, 16, 32, 64, 128, 256, 304)
@@ -48,55 +23,11 @@ LINEAR, RBF, POLYNOMIAL, COSINE = (
 )
 
 
-class Recorder:
-    """Stands in for the launching of kernels and keeps what each variant was launched with."""
-
-    def __init__(self) -> None:
-        self.variants: dict[
-            str, tuple[Any, dict[str, str], dict[str, Any], dict[Any, Any], Any]
-        ] = {}
-        self.prefixes: tuple[str, ...] = ("",)
-        self.asked: set[configurations.Key] = set()
-
-    def configuration(self, device_class: str, *key: Any) -> Any:
-        """Stands in for the choice of configurations, and keeps what was asked for."""
-        self.asked.add(key)  # type: ignore[arg-type]
-        return configurations.configuration(device_class, *key)
-
-    def __call__(self, kernel: Any, grid: Any, config: Any, *args: Any, **meta: Any) -> None:
-        if not kernel.__name__.startswith(self.prefixes):
-            return
-        signature: dict[str, Any] = {}
-        constants: dict[str, Any] = dict(meta)
-        attributes: dict[Any, Any] = {}
-        for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
-            name = parameter.name
-            if isinstance(value, torch.Tensor):
-                signature[name] = "*" + TYPES[value.dtype]
-                if value.data_ptr() % 16 == 0:
-                    attributes[(index,)] = [["tt.divisibility", 16]]
-            elif isinstance(value, tuple):
-                signature[name] = ("i64",) * len(value)
-            elif value == 1 and not parameter.do_not_specialize:
-                constants[name] = 1  # as the just-in-time compiler does
-            else:
-                signature[name] = "i32" if value < 2**31 else "i64"
-                if value % 16 == 0 and not parameter.do_not_specialize:
-                    attributes[(index,)] = [["tt.divisibility", 16]]
-        ordered = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-        key = repr(
-            (kernel.__name__, ordered, sorted(constants.items(), key=str), config, attributes)
-        )
-        self.variants.setdefault(key, (kernel, ordered, constants, attributes, config))
-
-
-def record(capability: int) -> Recorder:
+def record(capability: int) -> aot.Recorder:
     """Every variant that the similarity operators launch on this kind of GPU."""
-    name = f"cuda:{capability // 10}.{capability % 10}"
-    device.device_class = lambda _: name
-    device.processors = lambda _: PROCESSORS
-    recorder = Recorder()
-    launches._launch = recorder
+    aot.pretend(capability)
+    recorder = aot.Recorder()
+    launches.launch = recorder
     launches.configuration = plan.configuration = recorder.configuration
     recorder.prefixes = ("gram", "product", "column")  # the others do not depend on these sizes
     for precision in ("highest", "high", "medium"):
@@ -134,43 +65,5 @@ def gradients(xs: list[torch.Tensor]) -> None:
     calls.group_sum_grad(out, xs, state, [True] * len(xs), sizes, False, *LINEAR)
 
 
-def build(variant: Any, capability: int) -> dict[str, Any]:
-    kernel, signature, constants, attributes, config = variant
-    options = {
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-        "enable_fp_fusion": True,
-    }
-    target = GPUTarget("cuda", capability, 32)
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", cubin.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    ptx = compiled.asm["ptx"]
-    return {
-        "kernel": kernel.__name__,
-        "capability": capability,
-        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
-        "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
-        "shared": compiled.metadata.shared,
-        "precision": str(constants.get("PRECISION", "")),
-        "dot": str(constants.get("DOT", "")),
-        "rows": constants.get("ROWS", constants.get("BLOCK_N", 0)),
-        "aligned": bool(constants.get("ALIGNED", False)),
-        "matrix_instructions": len(
-            re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", ptx)
-        ),
-        "wide_accesses": len(re.findall(r"\.v4\.b32|\.v2\.b64|cp\.async\.c[ag]\S* .*0x10", ptx)),
-        "products_of_addresses": len(re.findall(r"(?:mul|mad)\.lo\.s64", ptx)),
-    }
-
-
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        recorder = record(int(argument))
-        print(json.dumps(sorted(recorder.asked)))
-        for found in recorder.variants.values():
-            print(json.dumps(build(found, int(argument))), flush=True)
+    aot.main(record)

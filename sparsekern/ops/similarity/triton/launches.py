@@ -9,32 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from ...precision import accumulation_dtype
-from . import device, entries, features, gradient, inner, median, plan
-from .configurations import Configuration, configuration
+from ...tiled import device
+from ...tiled.configurations import Configuration, configuration
+from ...tiled.grids import cdiv, next_power_of_2
+from ...tiled.launching import OPERANDS, TYPES, launch
+from . import entries, features, gradient, inner, median, plan
 from .state import State
 
 # Kernel code, its two parameters, centring code, whether features are centred first.
 Spec = tuple[int, float, float, int, bool]
 
-_TYPES = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-# What products are taken in: the type of their operands and the precision of Triton's dot.
-_OPERANDS = {
-    "ieee": (tl.float32, "ieee"),
-    "tf32x3": (tl.float32, "tf32x3"),
-    "tf32": (tl.float32, "tf32"),
-    "bf16": (tl.bfloat16, "ieee"),
-    "fp16": (tl.float16, "ieee"),
-    "fp64": (tl.float64, "ieee"),
-}
 # Half a unit in the last place of the operands; 0 where they are the features themselves.
 _OPERAND_UNITS = {"tf32": 2.0**-11, "bf16": 2.0**-9, "tf32x3": 2.0**-22}
 _NOT_FOUND = torch.iinfo(torch.int64).max
@@ -50,15 +37,6 @@ class Quantity:
     first: int = 0  # layers before it are rows, the others columns; 0: all are both
     groups: tuple[int, ...] = ()  # the group of each layer
     mean: bool = False
-
-
-def _launch(
-    kernel: Any, grid: tuple[int, ...], config: Configuration, *args: Any, **meta: Any
-) -> None:
-    # Whether products and sums may fuse is said here, for the default differs between versions.
-    kernel[grid](
-        *args, **meta, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True
-    )
 
 
 @functools.cache
@@ -98,13 +76,13 @@ class Call:
 
     @property
     def _layers(self) -> int:
-        return plan.next_power_of_2(self.count)
+        return next_power_of_2(self.count)
 
     def _features(self) -> dict[str, Any]:
         aligned = all(
             x.data_ptr() % 16 == x.stride(0) % 16 == x.shape[1] % 16 == 0 for x in self.xs
         )
-        dtype = _TYPES[self.x.dtype]
+        dtype = TYPES[self.x.dtype]
         return {"DTYPE": dtype, "CENTER": self.center, "ALIGNED": aligned, "COUNT": self._layers}
 
     def table(self, extra: Sequence[int]) -> Tensor:
@@ -117,7 +95,7 @@ class Call:
         for at in range(0, len(numbers), features.TABLE_PIECE):
             piece = numbers[at : at + features.TABLE_PIECE]
             values = tuple(map(features.tagged, piece))
-            _launch(
+            launch(
                 features.fill_table,
                 (1,),
                 Configuration(1, 1, 1),
@@ -165,33 +143,33 @@ class Call:
         meta = self._features()
         grid = (how.pieces,)
         if how.form == plan.FEW:
-            _launch(
+            launch(
                 features.gram_few, grid, config, table, self.count, target, squares, self.n,
                 how.chunk, **meta, ROWS=how.rows, BLOCK_D=config.block, STAGES=config.stages,
             )  # fmt: skip
             return
-        dot, precision = _OPERANDS[self.sizes.operands]
+        dot, precision = OPERANDS[self.sizes.operands]
         meta |= {"DOT": dot, "PRECISION": precision, "BLOCK_D": config.block}
         if how.form == plan.COLUMNS:
-            _launch(
+            launch(
                 features.gram_columns, grid, config, table, self.count, target, state.means,
                 squares, self.n, how.chunk, **meta, ROWS=how.rows, TWO=how.two,
             )  # fmt: skip
             return
         if how.form == plan.APART:
-            _launch(
+            launch(
                 features.gram_apart, (3 * how.pieces,), config, table, self.count, target,
                 state.means, squares, self.n, how.chunk, **meta, ROWS=how.rows,
             )  # fmt: skip
             return
         if self.center:
             means = plan.means_configuration(self.sizes)
-            _launch(
+            launch(
                 features.column_means, (len(squares),), means, table, self.count, state.means,
                 squares, self.n, DTYPE=meta["DTYPE"], ALIGNED=meta["ALIGNED"],
                 COUNT=meta["COUNT"], BLOCK_N=16, BLOCK_D=means.block, STAGES=means.stages,
             )  # fmt: skip
-        _launch(
+        launch(
             features.gram_tiles, (how.pieces * how.triangle,), config, table, self.count, target,
             state.means, self.n, how.tiles, how.chunk, **meta, MIRROR=how.mirror,
             BLOCK_N=how.rows, GROUP=plan.TILE_GROUP,
@@ -207,10 +185,10 @@ class Call:
         sums: bool,
     ) -> None:
         how = self.plan
-        splits = plan.next_power_of_2(max(how.splits)) if from_parts else 1
+        splits = next_power_of_2(max(how.splits)) if from_parts else 1
         area = plan.STRIP_ROWS * plan.STRIP_COLUMNS
         strips = plan.strips(self.n)
-        _launch(
+        launch(
             entries.reduce_rows, (strips, self.count), self.small, table, self.count, partials,
             products, state.stats, state.row_sums, state.parts, self.n,
             self.n if how.form == plan.TILES else how.side, how.chunk, strips, **self.constants,
@@ -223,11 +201,11 @@ class Call:
         counts = torch.zeros(self.count * 2 * passes * 256, dtype=torch.int32, device=self.x.device)
         programs = plan.median_programs(self.n)
         for step in range(passes):
-            _launch(
+            launch(
                 median.count_digits, (programs, self.count), self.small, distances, counts,
                 self.n, programs, PASS=step, PASSES=passes, BLOCK_E=1024,
             )  # fmt: skip
-        _launch(
+        launch(
             median.write_median, (self.count,), self.small, counts, state.stats, self.n,
             FRACTION=self.parameter0, PASSES=passes, WIDE=self.dtype == torch.float64,
         )  # fmt: skip
@@ -249,7 +227,7 @@ class Call:
         )
         arrived = table[-1:]
         unit = torch.finfo(self.dtype).eps / 2
-        _launch(
+        launch(
             inner.inner_products, grid, config, table, self.count, state.products,
             state.stats, state.row_sums, state.parts, squares[0], squares[1], pieces, arrived,
             state.inner, out, self.n, plan.strips(self.n), grid[0], quantity.first,
@@ -265,7 +243,7 @@ class Call:
 
     def write_entries(self, products: Tensor, state: State, out: Tensor) -> None:
         """Launches the writing of one layer's Gram matrix, centred or not; may be in place."""
-        _launch(
+        launch(
             entries.write_entries, (self.n,), self.small, products, state.stats, state.row_sums,
             state.parts, out, self.n, plan.strips(self.n), **self.constants,
             BLOCK_C=self.small.block, BLOCK_S=_BLOCK_S,
@@ -274,7 +252,7 @@ class Call:
     def pair_weights(self, grad: Tensor, table: Tensor, state: State, quantity: Quantity) -> Tensor:
         """Launches the weights of every Gram matrix in the gradient of every other."""
         weights = self.x.new_empty(self.count * self.count, dtype=self.dtype)
-        _launch(
+        launch(
             gradient.pair_weights, (self.count,), self.small, grad, state.inner, state.stats,
             table, weights, self.count, quantity.first, self.n, CENTRING=self.centring,
             QUANTITY=quantity.code, GROUPS=bool(quantity.groups), MEAN=quantity.mean,
@@ -304,9 +282,9 @@ class Call:
         if find:
             found.fill_(_NOT_FOUND)
         layers = plan.layers_at_once(self.count)
-        blocks = plan.cdiv(self.count, layers)
-        block = max(16, min(self.small.block, plan.next_power_of_2(self.n)))
-        _launch(
+        blocks = cdiv(self.count, layers)
+        block = max(16, min(self.small.block, next_power_of_2(self.n)))
+        launch(
             gradient.combine_row, (self.n, blocks), self.small, source, weights, state.products,
             state.stats, sums.row_sums, sums.parts, operand, through, found, self.count, self.n,
             plan.strips(self.n), SOURCE=self.kernel if from_grams else plan.LINEAR,
@@ -314,7 +292,7 @@ class Call:
             BLOCK_S=_BLOCK_S,
         )  # fmt: skip
         if find:
-            _launch(
+            launch(
                 gradient.add_median_gradient, (self.count,), self.small, operand, state.stats,
                 through, found, self.n, FRACTION=self.parameter0, BLOCK_E=256,
             )  # fmt: skip
@@ -324,7 +302,7 @@ class Call:
         """Launches row sums of an upstream gradient, into ``state``."""
         strips = plan.strips(self.n)
         constants = {**self.constants, "KIND": plan.LINEAR}
-        _launch(
+        launch(
             entries.reduce_rows, (strips, 1), self.small, table, 1, source, source, state.stats,
             state.row_sums, state.parts, self.n, self.n, 1, strips, **constants,
             FROM_PARTS=False, SUMS=True, COUNT=1, BLOCK_R=plan.STRIP_ROWS,
@@ -340,13 +318,13 @@ class Call:
             return
         config = how.config
         if how.form == plan.PRODUCT_FEW:
-            _launch(
+            launch(
                 gradient.product_few, (how.programs,), config, table, self.count, operand,
                 self.n, **meta, ROWS=how.rows, BLOCK_D=config.block,
             )  # fmt: skip
             return
-        dot, precision = _OPERANDS[how.operands]
-        _launch(
+        dot, precision = OPERANDS[how.operands]
+        launch(
             gradient.product_tiles, (how.programs,), config, table, self.count, operand,
             state.means, self.n, how.row_blocks, **meta, DOT=dot, PRECISION=precision,
             BLOCK_N=how.rows, BLOCK_K=how.depth, BLOCK_D=config.block,

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .configurations import Configuration, configuration
+from ...tiled.configurations import Configuration, configuration
+from ...tiled.grids import Launch, cdiv, next_power_of_2
 
 LINEAR, RBF, POLYNOMIAL, COSINE = range(4)
 NO_CENTRING, DOUBLE_CENTRING, U_CENTRING = range(3)
@@ -41,36 +42,6 @@ _PROGRAMS = {FEW: 8, COLUMNS: 4, APART: 4, TILES: 2}
 _LARGE_ROWS = 128
 _LAYERS_AT_ONCE = 32
 _INNER_PROGRAMS = 64
-
-
-def next_power_of_2(value: int) -> int:
-    """The least power of two that is at least ``value``."""
-    return 1 << max(0, value - 1).bit_length()
-
-
-def cdiv(a: int, b: int) -> int:
-    """``a / b`` rounded up."""
-    return -(-a // b)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch: its grid and the bytes it must move, each element once.
-
-    Attributes:
-        kernel: its name.
-        grid: programs.
-        read: bytes from memory.
-        written: bytes to memory.
-        again: bytes of features that further programs ask for, neighbours in the launch, and are to
-            find in the L2 cache.
-    """
-
-    kernel: str
-    grid: tuple[int, ...]
-    read: int = 0
-    written: int = 0
-    again: int = 0
 
 
 @dataclass(frozen=True)
