@@ -142,6 +142,16 @@ def runs_cuda_kernels(device: torch.device) -> bool:
     return not missing_reason("cuda") and not _cuda_refuses(device.type, device.index)
 
 
+def runs_triton_kernels(device: torch.device) -> bool:
+    """Whether Triton is there and runs on tensors of this device.
+
+    On CPU tensors that is asked of the interpreter, and only where it is asked for by name.
+    """
+    if device == _CPU and requested() != "triton":
+        return False
+    return not missing_reason("triton") and not _triton_refuses(device.type, device.index)
+
+
 def select(device: torch.device, *, has_cuda: bool = False) -> str:
     """The back end that runs an operator on tensors of this device.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..ops.masked import choice, convolution, cuda, cuda_choice, reference
 from ..ops.masked.linear import implementation_for
 from ..ops.masked.pattern import SparsityPattern
+from ..ops.masked.triton import linear as triton
 from .layers import MaskedConv2d, MaskedLinear
 
 MaskedLayer = MaskedLinear | MaskedConv2d
@@ -103,9 +104,12 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     """What computes the forward pass, the gradient of the input and that of the weight."""
     pattern = layer.pattern
     assert isinstance(pattern, SparsityPattern)
-    implementation = implementation_for(x, pattern, cuda)
+    is_linear = not isinstance(layer, MaskedConv2d)
+    implementation = implementation_for(x, pattern, cuda, triton if is_linear else None)
     if implementation is reference:
         return ("reference",) * 3
+    if implementation is triton:
+        return ("dense",) * 3
     if isinstance(layer, MaskedConv2d):
         options = (layer.stride, layer.padding, layer.dilation, layer.groups)
         forward, of_input, of_weight = convolution.algorithms(x, layer.weight, pattern, *options)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..nn.densities import kept_in_all
 from ..nn.layers import MaskedConv2d, MaskedLinear
 from ..ops import checks
+from ..ops.masked import scores
 from ..ops.precision import accumulation_dtype
 from .base import Pruner
 from .selection import keep_best
@@ -142,28 +143,29 @@ class OptG(Pruner):
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Moves the scores by ``W⊙g``, then leaves the optimizer ``W`` and ``M⊙g``."""
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
-            self._move_scores(optimizer)
-        for index, parameter in enumerate(self._parameters):
-            if self._counts[index] < parameter.numel():
-                parameter.copy_(self._whole(index))
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(self._removed[index], 0)
-
-    def _move_scores(self, optimizer: torch.optim.Optimizer) -> None:
+        moves = found_inf is None or not bool(found_inf)
         rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
         # A fused optimizer divides by the gradient scale itself, inside of its step.
         scale = getattr(optimizer, "grad_scale", None)
         gate = self._gate(self.epochs)
         for index, parameter in enumerate(self._parameters):
-            if parameter.grad is None or parameter not in rates:
-                continue
-            score, velocity = self._scores[index], self._velocities[index]
-            push = self._whole(index).to(score.dtype) * parameter.grad
-            if scale is not None:
-                push = push / scale
-            velocity.mul_(self.momentum).add_(push)
-            score.sub_(velocity * (rates[parameter] * gate))
+            pruned = self._counts[index] < parameter.numel()
+            if moves and parameter.grad is not None and parameter in rates:
+                scores.step_(
+                    parameter,
+                    parameter.grad,
+                    self._hidden[index],
+                    self._removed[index] if pruned else None,
+                    self._velocities[index],
+                    self._scores[index],
+                    self.momentum,
+                    rates[parameter] * gate,
+                    scale,
+                )
+            elif pruned:
+                parameter.copy_(self._whole(index))
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(self._removed[index], 0)
 
     @torch.no_grad()
     def _after_optimizer(self, *_: Any) -> None:

@@ -10,13 +10,14 @@ import torch
 import sparsekern as sk
 from sparsekern import dispatch, native
 from sparsekern.bench import cases, gate
-from sparsekern.bench.cases import gpu_masked
+from sparsekern.bench.cases import gpu_dense, gpu_masked
 from sparsekern.bench.inputs import to_device
 
-from ..ops import emulation
+from ..ops import emulation, interpreter
 
 DEVICE = "cuda" if not dispatch.missing_reason("cuda") else "cpu"
 QUICK = {case.id: case for case in gpu_masked.masked_cases(quick=True)}
+DENSE = {case.id: case for case in gpu_dense.dense_cases(quick=True)}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def test_registered_where_there_is_a_gpu() -> None:
         torch.cuda.is_available()
     )
     assert len({case.id for case in full}) == len(full) == 28
+    full += gpu_dense.dense_cases(False)
+    assert len({case.id for case in full}) == len(full) == 28 + 13
     assert all(case.id.startswith("G4-") for case in full)
 
 
@@ -55,3 +58,18 @@ def test_every_contender_agrees_with_the_oracle(
         error = gate.distance(case.error, outputs, wanted)
         assert error <= case.bounds["float32"], contender.name
     dispatch._cuda_refuses.cache_clear()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_products_agree_with_the_oracle(name: str) -> None:
+    case = DENSE[name]
+    inputs = to_device(case.inputs(torch.float32, 0), DEVICE)
+    wanted = case.oracle(inputs)
+    for contender in case.contenders:
+        if contender.same_work:
+            with sk.backend("triton"), interpreter.patched_once():
+                state = contender.prepared(inputs)
+                for _ in range(2):  # a gate's call may not be the first
+                    outputs = contender.outputs(contender.work(state))
+            error = gate.distance(case.error, outputs, wanted)
+            assert error <= case.bounds["float32"], contender.name

@@ -12,6 +12,7 @@ from .. import checks
 from ..registry import back_end
 from . import compressed, cpu, cuda, reference
 from .pattern import SparsityPattern
+from .triton import linear as triton
 
 _WEIGHT_GRADS = ("masked", "dense")
 
@@ -69,7 +70,7 @@ def masked_linear(
         form = compressed.found(x, weight, mask)
         if form is not None:
             return form.linear(x, None if bias is None else bias.to(x.dtype))
-    implementation = implementation_for(x, mask, cuda)
+    implementation = implementation_for(x, mask, cuda, triton)
     if implementation is reference:
         return reference.masked_linear(
             x,
@@ -79,7 +80,8 @@ def masked_linear(
             weight_grad,
         )
     flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    out: Tensor = implementation.masked_linear(flat, weight, as_pattern(mask), bias, weight_grad)
+    kept = mask_of(mask) if implementation is triton else as_pattern(mask)
+    out: Tensor = implementation.masked_linear(flat, weight, kept, bias, weight_grad)
     return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -218,7 +220,10 @@ def check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def implementation_for(
-    x: Tensor, mask: Tensor | SparsityPattern, cuda: ModuleType | None = None
+    x: Tensor,
+    mask: Tensor | SparsityPattern,
+    cuda: ModuleType | None = None,
+    triton: ModuleType | None = None,
 ) -> Any:
     """The module that computes: one whose kernels run here, where the pattern is prepared for it.
 
@@ -226,8 +231,11 @@ def implementation_for(
         x: whose device decides.
         mask: as the public function has it.
         cuda: the module for CUDA kernels, where the operator has some.
+        triton: the module for Triton kernels, which read the mask alone.
     """
-    module = back_end(x.device, reference, cpu, cuda=cuda)
+    module = back_end(x.device, reference, cpu, triton=triton, cuda=cuda)
+    if module is triton:
+        return module
     if isinstance(mask, SparsityPattern):
         prepared = mask.prepared_for == ("cuda" if module is cuda else "cpu")
     else:

@@ -1,0 +1,1 @@
+"""Dense products fused with a mask, on Triton."""
