@@ -55,7 +55,8 @@ uses_local_memory() { # architecture, source
 }
 export -f uses_local_memory
 export nvcc scratch
-for ptx in "$scratch"/*.ptx; do
+# shellcheck disable=SC2016
+for ptx in "$scratch"/*.ptx; do # $0 and $1 are for the inner shell to expand
     for arch in 80 90 100 120; do
         echo "$arch csrc/cuda/$(basename "$ptx" .ptx).cu"
     done

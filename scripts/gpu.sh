@@ -5,7 +5,7 @@
 # that fails, or runs past its time, does not stop the others; the exit status is 1 if any did.
 # SANITIZE=1 runs the CUDA kernels under compute-sanitizer instead of tests and benchmarks.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
@@ -43,7 +43,7 @@ part() { # name, seconds it may take, if they are left; the command that follows
     summary+=("$(printf '%-24s %4d s  %s' "$name" $((SECONDS - begin)) "$result")")
 }
 
-part "device" 30 "$PYTHON" -c '
+part "device" 90 "$PYTHON" -c '
 import subprocess, sys, torch
 if not torch.cuda.is_available():
     sys.exit("there is no GPU here that torch can use: nothing was run")
@@ -93,12 +93,13 @@ sys.exit(main(sys.argv[1:]))" bench --suite gpu --device cuda --out "$folder" "$
 }
 # The first is what users get without saying anything, the second has tf32 where torch would. What
 # torch.compile takes long for, and the formula pair by pair, is measured once, and last.
-few=(--compare eager,eager_centred,torch_mm)
+few=(--compare "eager,eager_centred,torch_mm")
 bench "similarity, bfloat16" 45 highest "$out" --case G1,G2,G3 --dtype bfloat16 "${few[@]}"
 bench "similarity, tf32" 35 medium "$out/tf32" --case G1,G3 "${few[@]}"
 bench "compressed weights" 60 highest "$out" --case G5 --dtype bfloat16,float32
 bench "selection" 60 highest "$out" --case G6 --dtype float32,bfloat16
-bench "masked layers" 60 highest "$out" --case G4 --dtype float32,bfloat16
+bench "masked layers" 60 highest "$out" --case G4-M,G4-pattern --dtype float32,bfloat16
+bench "dense, with a mask" 40 highest "$out" --case G4-dense,G4-scores --dtype float32,bfloat16
 part "tune" 20 "$PYTHON" -m sparsekern tune --device cuda --masked --dry-run
 total=$((total - 20)) # the tables' own
 bench "similarity, float32" 140 highest "$out" --case G1,G2,G3
@@ -106,11 +107,14 @@ total=$((total + 20))
 
 part "tables" 20 "$PYTHON" - "$out" <<'END'
 import pathlib, sys
-from sparsekern.bench import report, results
+from sparsekern.bench import achieved, report, results
 out = pathlib.Path(sys.argv[1])
 found = [one for at in (out, out / "tf32") if at.is_dir() for one in results.load_folder(at)]
 found = [one for one in found if one.settings.get("device") == "cuda"]
-(out / "gpu.md").write_text("# On a GPU\n\n" + report.tables(found) + "\n", encoding="utf-8")
+shares = "## Shares of the rates measured in the same run\n\n" + achieved.markdown(found)
+text = "\n\n".join(["# On a GPU", report.tables(found), shares])
+(out / "gpu.md").write_text(text + "\n", encoding="utf-8")
+print(shares)
 print(report.summary(found) if found else "there are no results")
 sys.exit(not found)
 END

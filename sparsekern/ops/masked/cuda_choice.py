@@ -19,6 +19,7 @@ from ... import native
 from . import cuda_rates
 from .choice import PARTS
 from .cuda_rates import DeviceRates
+from .triton import choice as fused_choice
 
 # Of a weight and a pattern, as in training; compressed weights have others.
 FORMS = ("unstructured", "dense")
@@ -51,6 +52,7 @@ class Sizes(NamedTuple):
         masked: whether the dense weight is there with its zeros, so that none has to be made.
         block_side: of the blocks that a form ``"blocks"`` has.
         in_blocks: weights in these blocks, kept or not.
+        fused: whether dense products may be fused with the mask.
     """
 
     batch: int
@@ -62,6 +64,7 @@ class Sizes(NamedTuple):
     masked: bool = False
     block_side: int = 0
     in_blocks: int = 0
+    fused: bool = False
 
     @property
     def weights(self) -> int:
@@ -81,13 +84,17 @@ class Sizes(NamedTuple):
 
 
 def dense_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
-    """The modelled time of torch's product, and of a masked copy or result where that is needed."""
+    """The modelled time of torch's product, and of a masked copy or result where that is needed.
+
+    Or of a product fused with the mask, where that is faster: :mod:`.triton.choice`.
+    """
     operations = 2 * sizes.batch * sizes.weights / rates.dense(sizes.dtype, sizes.tf32)
     moved = (sizes.ends + sizes.weights * sizes.dtype.itemsize) / rates.memory
     time = rates.launch + max(operations, moved)
     if sizes.masked:
         return time
-    return time + rates.launch + sizes.weights * (1 + 2 * sizes.dtype.itemsize) / rates.memory
+    time += rates.launch + sizes.weights * (1 + 2 * sizes.dtype.itemsize) / rates.memory
+    return min(time, _fused(part, *sizes[:3], sizes.dtype, *rates)) if sizes.fused else time
 
 
 def unstructured_nanoseconds(part: str, sizes: Sizes, rates: DeviceRates) -> float:
@@ -192,7 +199,8 @@ def algorithm(part: str, sizes: Sizes, rates: DeviceRates, forms: Collection[str
 def here(part: str, x: Tensor, weight: Tensor, nnz: int) -> str:
     """The algorithm for x, a weight and a pattern on their device."""
     rates, tf32 = machine(x.device)
-    sizes = Sizes(x.shape[0], weight.shape[0], x.shape[1], nnz, x.dtype, tf32)
+    fused = fused_choice.possible(x.dtype, x.device.type, x.device.index)
+    sizes = Sizes(x.shape[0], weight.shape[0], x.shape[1], nnz, x.dtype, tf32, fused=fused)
     return algorithm(part, sizes, rates)
 
 
@@ -214,6 +222,14 @@ def _numbers(name: str, capability: tuple[int, int]) -> tuple[float, ...]:
     return tuple(cuda_rates.rates(name, capability))
 
 
+def _fused(
+    part: str, batch: int, rows: int, columns: int, dtype: torch.dtype, *rates: float
+) -> float:
+    found = DeviceRates(*rates)
+    return fused_choice.nanoseconds(part, batch, rows, columns, dtype, found)
+
+
 # As in choice.py: tracing takes the answers as constants.
 _device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _numbers._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -231,3 +231,17 @@ def test_tuning_without_the_kernels_says_why(monkeypatch: pytest.MonkeyPatch) ->
     arguments = parser.parse_args(["--device", "cuda", "--masked", "--dry-run"])
     with pytest.raises(ValueError, match="tune on a GPU: it was not built"):
         command.run(arguments)
+
+
+def test_a_fused_dense_product_moves_the_edge() -> None:
+    side, batch = 4096, 64
+    for nnz in (side * side // 50, side * side // 4):
+        sizes = cuda_choice.Sizes(batch, side, side, nnz, torch.bfloat16)
+        fused = sizes._replace(fused=True)
+        for part in ("forward", "input", "weight"):
+            plain = cuda_choice.dense_nanoseconds(part, sizes, H200)
+            assert cuda_choice.dense_nanoseconds(part, fused, H200) < plain
+            large = fused._replace(batch=8192)
+            assert cuda_choice.dense_nanoseconds(
+                part, large, H200
+            ) == cuda_choice.dense_nanoseconds(part, large._replace(fused=False), H200)

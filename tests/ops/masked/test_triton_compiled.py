@@ -13,7 +13,7 @@ from sparsekern.ops.tiled.configurations import shipped_keys
 
 from .. import aot
 
-MOST_STACK = 16  # bytes a thread may keep in memory for want of registers: two addresses
+MOST_STACK = 32  # bytes a thread may keep in memory for want of registers: four addresses
 
 
 @pytest.fixture(autouse=True)

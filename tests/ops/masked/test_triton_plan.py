@@ -121,6 +121,8 @@ def test_what_never_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not dispatch.runs_triton_kernels(x.device)  # not asked for by name
     assert not choice.here("forward", x, weight)
     monkeypatch.setattr(dispatch, "runs_triton_kernels", lambda _: True)
+    assert not choice.here("forward", x, weight)  # no rates are known of this device
+    monkeypatch.setattr(dispatch, "requested", lambda: "triton")
     assert choice.here("forward", x, weight)
     assert not choice.here("forward", x.double(), weight.double())
     assert not choice.here("forward", x[:0], weight)

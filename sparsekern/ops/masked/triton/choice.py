@@ -8,6 +8,7 @@ Nothing of this has been measured on hardware.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -63,6 +64,28 @@ def is_fused(product: Product, rates: DeviceRates) -> bool:
     return fused_nanoseconds(product, rates) < torch_nanoseconds(product, rates)
 
 
+def nanoseconds(
+    part: str, batch: int, rows: int, columns: int, dtype: torch.dtype, rates: DeviceRates
+) -> float:
+    """:func:`fused_nanoseconds` of a layer whose weight has the dtype of x; infinite if empty."""
+    operands = device.matrix_operands(dtype, "cuda", True)
+    if min(batch, rows, columns) < 1:
+        return math.inf
+    size = dtype.itemsize
+    return fused_nanoseconds(Product(part, batch, rows, columns, size, size, operands), rates)
+
+
+def possible(dtype: torch.dtype, kind: str, index: int | None) -> bool:
+    """Whether the fused kernels may be chosen for tensors of a dtype on an NVIDIA GPU."""
+    if dtype not in _DTYPES or kind != "cuda" or torch.version.hip is not None:
+        return False
+    return dispatch.runs_triton_kernels(torch.device(kind if index is None else f"{kind}:{index}"))
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo.
+possible._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def here(part: str, x: Tensor, weight: Tensor, *, masked: bool = True, bias: bool = False) -> bool:
     """Whether a product on the tensors' device is to be a fused one; see :func:`sizes_of`."""
     if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
@@ -71,10 +94,8 @@ def here(part: str, x: Tensor, weight: Tensor, *, masked: bool = True, bias: boo
         return False
     if max(x.stride(0), weight.stride(0), *x.shape, *weight.shape) >= LONGEST:
         return False
-    if x.device.type == "cpu":  # interpreted, and asked for by name
-        return True
     if x.device.type != "cuda" or torch.version.hip is not None:
-        return False  # of which no rates are known
+        return dispatch.requested() == "triton"  # by name, for no rates are known
     name = torch.cuda.get_device_name(x.device)
     rates = cuda_rates.rates(name, torch.cuda.get_device_capability(x.device))
     return is_fused(sizes_of(part, x, weight, masked=masked, bias=bias), rates)

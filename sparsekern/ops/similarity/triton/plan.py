@@ -7,7 +7,7 @@ products with the result. The median of RBF adds its selection passes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 from ...tiled.configurations import Configuration, configuration
@@ -98,7 +98,8 @@ class GramPlan:
         return self.rows * (2 if self.two else 1)
 
 
-def split_columns(dims: Sequence[int], block: int, target: int) -> tuple[int, tuple[int, ...]]:
+@functools.lru_cache(maxsize=256)
+def split_columns(dims: tuple[int, ...], block: int, target: int) -> tuple[int, tuple[int, ...]]:
     """The least multiple of ``block`` that cuts all layers into at most ``target`` pieces.
 
     Returns:
