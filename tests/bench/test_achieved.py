@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsekern.bench import achieved
 from sparsekern.bench.results import CaseResult, Results, Row
+from sparsekern.bench.table import time_text
 
 
 def case(name: str, seconds: float | None, status: str = "ok", **rest: object) -> CaseResult:
@@ -23,7 +24,8 @@ def results(*cases: CaseResult) -> Results:
 def test_shares_of_the_measured_rates() -> None:
     full = case("G1", 1e-3, bytes=2_000_000_000, operations=80_000_000_000)
     table = achieved.markdown([results(full)])
-    assert table.splitlines()[2:] == ["| G1 | bfloat16 | 1.0 ms | 2000 | 50% | 80.0 | 10% |"]
+    time = time_text(1e-3)
+    assert table.splitlines()[2:] == [f"| G1 | bfloat16 | {time} | 2000 | 50% | 80.0 | 10% |"]
 
 
 def test_what_has_no_share() -> None:

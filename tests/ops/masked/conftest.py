@@ -1,10 +1,29 @@
-"""The algorithms of the compiled core, each by itself."""
+"""The algorithms of the compiled core, each by itself; kernels that are compiled meanwhile."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sparsekern.ops.masked import choice
+
+from .. import aot
+
+
+@pytest.fixture(scope="session")
+def masked_compilers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[aot.Compilers]:
+    """The processes that compile the dense products' kernels for GPUs that are not here."""
+    yield from aot.compilers(Path(__file__).with_name("triton_aot.py"), tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_masked_meanwhile(request: pytest.FixtureRequest) -> None:
+    """Compiling takes a while, and the tests before it one core: it begins with the first."""
+    own = Path(__file__).with_name("test_triton_compiled.py")
+    if any(item.path == own for item in request.session.items):
+        request.getfixturevalue("masked_compilers")
 
 
 @pytest.fixture(params=["sparse", "dense"])

@@ -23,12 +23,12 @@ def record(capability: int) -> aot.Recorder:
     recorder = aot.Recorder()
     calls.launch = recorder
     calls.configuration = plan.configuration = recorder.configuration
+    recorder.prefixes = ("multiply",)
     for precision in ("highest", "high", "medium"):
         torch.set_float32_matmul_precision(precision)
         layer(torch.float32, torch.float32)
     torch.set_float32_matmul_precision("highest")
     layer(torch.bfloat16, torch.bfloat16)
-    recorder.prefixes = ("multiply",)
     layer(torch.bfloat16, torch.float32, BATCHES[:1])  # as under autocast
     layer(torch.float16, torch.float16, BATCHES[-1:])
     recorder.prefixes = ("",)
