@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import git
 from .settings import Settings
 from .timing import repeats_for
 
@@ -82,11 +83,10 @@ def compare(
     Raises:
         ValueError: if this is no git checkout, REF is no commit, or REF does not build.
     """
-    root = Path(__file__).parents[2]
     with (
-        _worktree(root, ref, say) as base,
+        _worktree(ref, say) as base,
         _Worker(base, settings) as old,
-        _Worker(root, settings) as new,
+        _Worker(git.ROOT, settings) as new,
     ):
         for name, worker in ((ref, old), ("here", new)):
             about = worker.hello
@@ -138,20 +138,13 @@ def median_interval(
 
 
 @contextlib.contextmanager
-def _worktree(root: Path, ref: str, say: Callable[[str], None]) -> Iterator[Path]:
+def _worktree(ref: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A built checkout of REF with this harness laid over it; gone afterwards, Ctrl-C included."""
-    commit = _git(
-        root,
-        "rev-parse",
-        "--verify",
-        "--quiet",
-        f"{ref}^{{commit}}",
-        problem=(f"--base: {ref!r} is not a commit of a git checkout of sparsekern at {root}"),
-    )
+    commit = git.commit(ref)
     folder = Path(tempfile.mkdtemp(prefix="sparsekern-base-"))
     base = folder / "checkout"
     try:
-        _git(root, "worktree", "add", "--detach", str(base), commit, problem="--base")
+        git.ask("worktree", "add", "--detach", str(base), commit)
         say(f"building {ref} ({commit[:10]})")
         done = subprocess.run(
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
@@ -164,22 +157,11 @@ def _worktree(root: Path, ref: str, say: Callable[[str], None]) -> Iterator[Path
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise ValueError(f"--base: {ref} does not build: {last}")
         shutil.rmtree(base / "sparsekern" / "bench", ignore_errors=True)
-        shutil.copytree(root / "sparsekern" / "bench", base / "sparsekern" / "bench")
+        shutil.copytree(git.ROOT / "sparsekern" / "bench", base / "sparsekern" / "bench")
         yield base
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _git(root, "worktree", "prune", problem="--base")
-
-
-def _git(root: Path, *arguments: str, problem: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    except OSError as error:
-        raise ValueError(f"{problem} (git: {error})") from None
-    if done.returncode:
-        detail = done.stderr.strip()
-        raise ValueError(f"{problem}: {detail}" if detail else problem)
-    return done.stdout.strip()
+        git.ask("worktree", "prune")
 
 
 def _environment(root: Path) -> dict[str, str]:

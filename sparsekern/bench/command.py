@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .results import Results
     from .settings import Settings
 
+_INTERRUPTED = 130  # the exit status of what Ctrl-C ended, as shells have it
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sparsekern bench``."""
@@ -32,6 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--list", action="store_true", help="measure nothing: list the cases")
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="of these cases those that --out lacks, or lacks a row of (--memory only: memory)",
+    )
+    parser.add_argument(
+        "--older-than",
+        metavar="REF",
+        help="of these cases those that --out has from before a commit (with --missing: both)",
+    )
     parser.add_argument("--quick", action="store_true", help="small shapes, under two minutes")
     parser.add_argument(
         "--budget",
@@ -90,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit status: 1 if a result of sparsekern was wrong, or with ``--check`` or
-        ``--base`` became slower.
+        ``--base`` became slower; 130 if Ctrl-C ended it.
 
     Raises:
         ValueError: for arguments that make no sense, in one line.
@@ -99,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _report(arguments.report, arguments.results or Path("benchmarks/results"))
     if arguments.plots and arguments.results:
         return _plot_folder(arguments.results, arguments.plots)
+    if (arguments.missing or arguments.older_than) and not arguments.out:
+        raise ValueError("--missing and --older-than look at what --out holds: give it too")
     if arguments.list:
         return _list(arguments)
     if arguments.check:
@@ -148,10 +162,34 @@ def _chosen(arguments: argparse.Namespace, quick: bool | None = None) -> list[An
 
 def _list(arguments: argparse.Namespace) -> int:
     chosen = _chosen(arguments)
-    width = max(len(case.id) for case in chosen)
-    for case in chosen:
-        print(f"{case.id:{width}}  {case.suite}: {case.title}")
+    says = {case.id: f"{case.suite}: {case.title}" for case in chosen}
+    if arguments.missing or arguments.older_than:
+        says = {
+            case_id: reason
+            for settings in _settings(arguments)
+            for case_id, reason in _unfinished(chosen, settings, arguments).items()
+        }
+    width = max(map(len, says), default=0)
+    for case_id, text in says.items():
+        print(f"{case_id:{width}}  {text}")
     return 0
+
+
+def _held(settings: Settings, out: Path) -> Results | None:
+    from . import machine, results
+
+    return results.load_same(out, machine.describe(), settings.described)
+
+
+def _unfinished(
+    chosen: list[AnyCase], settings: Settings, arguments: argparse.Namespace
+) -> dict[str, str]:
+    """Which of these cases --missing and --older-than choose, and why."""
+    from . import unfinished
+
+    fitting = [case for case in chosen if settings.dtype in case.dtypes]
+    held = _held(settings, arguments.out)
+    return unfinished.reasons(fitting, held, settings, arguments.missing, arguments.older_than)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -225,13 +263,22 @@ def _bench(arguments: argparse.Namespace) -> int:
     chosen = _chosen(arguments)
     console = Console(width=table.WIDTH, markup=False)
     is_right = True
-    for settings in _settings(arguments):
-        fitting = [case for case in chosen if settings.dtype in case.dtypes]
-        others = [case.id for case in chosen if settings.dtype not in case.dtypes]
-        if others:
-            console.print(f"not in {settings.dtype}: {', '.join(others)}", highlight=False)
-        if fitting:
-            is_right &= _run(console, fitting, settings, arguments)
+    try:
+        for settings in _settings(arguments):
+            fitting = [case for case in chosen if settings.dtype in case.dtypes]
+            others = [case.id for case in chosen if settings.dtype not in case.dtypes]
+            if others:
+                console.print(f"not in {settings.dtype}: {', '.join(others)}", highlight=False)
+            if arguments.missing or arguments.older_than:
+                reasons = _unfinished(fitting, settings, arguments)
+                fitting = [case for case in fitting if case.id in reasons]
+                console.print(f"{len(fitting)} cases are left to measure in {settings.dtype}")
+            if fitting:
+                is_right &= _run(console, fitting, settings, arguments)
+    except KeyboardInterrupt:
+        kept = f": {arguments.out} has all cases before; --missing goes on" if arguments.out else ""
+        console.print(f"interrupted{kept}", highlight=False)
+        return _INTERRUPTED
     return 0 if is_right else 1
 
 
@@ -239,12 +286,16 @@ def _run(
     console: Console, chosen: list[AnyCase], settings: Settings, arguments: argparse.Namespace
 ) -> bool:
     """Runs and prints one set of settings; whether all of sparsekern's results were right."""
-    from . import cases, results, runner, table
+    from . import cases, results, runner, table, unfinished
 
     out: Path | None = arguments.out
     state = {"first": True}
     only_memory = settings.memory == "only"
     replace = "memory" if only_memory else "cases" if settings.compare is None else "rows"
+    held = None if out is None else _held(settings, out)  # of another machine: told at once
+    progress = unfinished.Progress([case.id for case in chosen])
+    if held is not None and not only_memory:
+        progress.known |= {case.id: case.took for case in held.cases if case.took}
 
     def show(case: results.CaseResult, so_far: results.Results) -> None:
         if only_memory:
@@ -257,6 +308,8 @@ def _run(
         if out:
             alone = dataclasses.replace(so_far, cases=[case])
             results.save(alone, out, cases.case_order(), replace)
+        if len(chosen) > 1:
+            console.print(progress.add(case), style="dim", highlight=False)
 
     measured = runner.run(chosen, settings, show)
     if out:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import info
-from . import peers
+from . import git, peers
 
 # Names the commit where there is a copy of the files without git's own.
 _COMMIT = "SPARSEKERN_COMMIT"
@@ -68,17 +68,12 @@ def _commit() -> str:
     if told:
         return told
 
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parents[2]
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
     try:
-        if "sparsekern/bench/machine.py" not in git("ls-files", "sparsekern/bench/machine.py"):
+        if not git.ask("ls-files", "sparsekern/bench/machine.py"):
             return ""
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "sparsekern", "csrc")
-        return git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+        changed = git.ask(
+            "status", "--porcelain", "--untracked-files=no", "--", "sparsekern", "csrc"
+        )
+        return git.ask("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
+    except git.GitError:
         return ""

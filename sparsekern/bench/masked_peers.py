@@ -8,15 +8,16 @@ whose optimizer works on W. Transposes are part of the work, whose operands are 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import peers
 from .case import Contender
 
 _GROUP = "torch CSR"
+_missing_scipy = functools.partial(peers.missing_reason, "scipy")
 
 
 def contenders(kind: str, side: int = 16) -> list[Contender]:
@@ -33,7 +34,7 @@ def contenders(kind: str, side: int = 16) -> list[Contender]:
                 f"torch BSR {side} x {side}",
                 lambda state: [(state["bsr"] @ state["x"].T).T],
                 prepare=functools.partial(_prepare_bsr, side=side),
-                missing=_missing_mkl,
+                missing=missing_mkl,
             ),
             Contender(
                 "scipy",
@@ -48,7 +49,7 @@ def contenders(kind: str, side: int = 16) -> list[Contender]:
     if kind == "M2":
         return [
             _peer(
-                "torch_csr_hand", "torch CSR by hand, values given", _csr_backward, _dense_gradient
+                "torch_csr_hand", "torch CSR by hand, values given", _csr_backward, dense_gradient
             ),
             _peer(
                 "torch_csr_hand_weight", "torch CSR by hand, values from W", _csr_weight_backward
@@ -83,16 +84,13 @@ def conversions() -> list[Contender]:
 
 def _peer(name: str, label: str, work: Any, finish: Any = None) -> Contender:
     return Contender(
-        name, label, work, prepare=_prepare_csr, finish=finish, missing=_missing_mkl, group=_GROUP
+        name, label, work, prepare=prepare_csr, finish=finish, missing=missing_mkl, group=_GROUP
     )
 
 
-def _missing_mkl() -> str:
+def missing_mkl() -> str:
+    """Why torch's sparse products cannot be tried here, or an empty string."""
     return "" if torch.backends.mkl.is_available() else "torch was built without MKL"
-
-
-def _missing_scipy() -> str:
-    return "" if importlib.util.find_spec("scipy") else "scipy is not installed"
 
 
 def _csr(mask: Tensor, values: Tensor) -> Tensor:
@@ -102,7 +100,8 @@ def _csr(mask: Tensor, values: Tensor) -> Tensor:
     return torch.sparse_csr_tensor(pointer, index, values, mask.shape)
 
 
-def _prepare_csr(inputs: dict[str, Any]) -> dict[str, Any]:
+def prepare_csr(inputs: dict[str, Any]) -> dict[str, Any]:
+    """CSR of the masked weight and of its transpose, and where entries of one are in the other."""
     weight, mask = inputs["weight"].detach(), inputs["mask"]
     # Where an entry of the row order stands in the column order.
     positions = torch.zeros(mask.shape, dtype=torch.int64)
@@ -143,7 +142,8 @@ def _csr_backward(state: dict[str, Any]) -> list[Tensor]:
     return [out, x_grad, sampled.values(), state["mask"]]
 
 
-def _dense_gradient(returned: list[Tensor]) -> list[Tensor]:
+def dense_gradient(returned: list[Tensor]) -> list[Tensor]:
+    """Results whose last is a gradient of kept entries, then the mask: that gradient unpacked."""
     out, x_grad, values, mask = returned
     return [out, x_grad, values.new_zeros(mask.shape).masked_scatter(mask, values)]
 

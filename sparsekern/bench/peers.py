@@ -60,7 +60,7 @@ def version(peer: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides progress bars and hints: they would cut through the table."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ def _torch_cka_comparison(count: int) -> tuple[_Taps, Any]:
     """A model of ``count`` taps, and torch_cka's comparison of it with itself."""
     module = importlib.import_module("torch_cka")
     model = _Taps(count)
-    with _quiet():
+    with quiet():
         comparison = module.CKA(
             model, model, model1_layers=model.names(), model2_layers=model.names()
         )
@@ -103,7 +103,7 @@ def torch_cka_matrix(xs: Sequence[Tensor]) -> Tensor:
     model, comparison = _torch_cka_comparison(len(xs))
     model.features = xs
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)), batch_size=1)
-    with _quiet():
+    with quiet():
         comparison.compare(loader)
     model.features = ()  # the comparison stays; the features do not
     result: Tensor = comparison.export()["CKA"]
@@ -116,7 +116,7 @@ def torch_cka_pair(x: Tensor, y: Tensor) -> Tensor:
     first, second = _Taps(1), _Taps(1)
     first.features, second.features = (x,), (y,)
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)), batch_size=1)
-    with _quiet():
+    with quiet():
         comparison = module.CKA(
             first, second, model1_layers=first.names(), model2_layers=second.names()
         )
@@ -128,7 +128,7 @@ def torch_cka_pair(x: Tensor, y: Tensor) -> Tensor:
 def torch_cka_hsic_matrix(xs: Sequence[Tensor]) -> Tensor:
     """torch_cka's HSIC per unordered pair, on Gram matrices that are made once."""
     module = importlib.import_module("torch_cka")
-    with _quiet():
+    with quiet():
         hsic = module.CKA(nn.Identity(), nn.Identity())._HSIC
     grams = stacked_grams(xs)
     grams.diagonal(dim1=1, dim2=2).zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from .case import OURS
 from .results import CaseResult, Results, Row
 
 _DPI = 110
-_PALETTE = 96
 _OURS_COLOUR = "#cc3311"
 # Told apart by every kind of colour vision (Paul Tol); markers tell the rest.
 _COLOURS = (
@@ -38,6 +38,7 @@ _COLOURS = (
     "#0b775e",
     "#bb5566",
 )
+_SHADES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.0)
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 _Look: TypeAlias = dict[str, Any]
 
@@ -61,7 +62,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
         path = folder / pictures.file_name(results, name)
         image = Image.fromarray(_pixels(FigureCanvasAgg(figure))).convert("RGB")
         # Lines and letters need few colours: a third of the bytes.
-        image.quantize(_PALETTE).save(path, pnginfo=about, optimize=True)
+        few = image.quantize(palette=_palette(), dither=Image.Dither.NONE)
+        few.save(path, pnginfo=about, optimize=True)
         paths.append(path)
 
     for suite in dict.fromkeys(case.suite for case in results.cases):
@@ -73,6 +75,19 @@ def draw(results: Results, folder: Path) -> list[Path]:
     if results.floor and (points := pictures.roofline_cases(results)):
         save(_roofline(results, points), "roofline")
     return paths
+
+
+@functools.cache
+def _palette() -> Image.Image:
+    """Every colour in use and its way to white; chosen from the pixels, rare ones would merge."""
+    values = []
+    for colour in ("#000000", _OURS_COLOUR, *_COLOURS):
+        for share in _SHADES:
+            channels = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+            values += [round(255 - share * (255 - channel)) for channel in channels]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(values)
+    return palette
 
 
 def _pixels(canvas: Any) -> Any:
@@ -133,8 +148,9 @@ def _ratios(results: Results, suite: str, shown: Sequence[CaseResult]) -> Figure
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 10, 100 …, and 2 and 5 between them where the axis spans less than three decades."""
-    digits = (1, 2, 5) if high / low < 1e3 else (1,)
+    """1, 10, 100 …, with 2 and 5 between them below three decades, and more below one."""
+    span = high / low
+    digits = (1,) if span > 1e3 else (1, 2, 5) if span > 8 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     return [tick for tick in ticks if low <= tick <= high]
@@ -189,9 +205,12 @@ def _panel(axes: Axes, name: str, points: Sequence[CaseResult], looks: dict[str,
                 zorder=3 if contender == OURS else 2,
                 **looks[contender],
             )
-    _references(axes, points, place)
     axes.set_xscale("log", base=2 if not is_sparsity else 10)
     axes.set_yscale("log")
+    _floor(axes, points, place)
+    limits = axes.get_ylim()
+    _predicted(axes, points, place)
+    axes.set_ylim(limits)  # a prediction far below all that was measured ends at the edge
     if is_sparsity:
         axes.invert_xaxis()
         axes.set_xlabel("sparsity")
@@ -213,8 +232,7 @@ def _counts(row: Row) -> bool:
     return row.status == "ok"
 
 
-def _references(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]) -> None:
-    """The floor, and the predicted order through sparsekern's most expensive point."""
+def _floor(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]) -> None:
     floor = [
         (x, 1e3 * case.floor_seconds)
         for x, case in zip(place, points, strict=True)
@@ -222,6 +240,10 @@ def _references(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]
     ]
     if floor:
         axes.plot(*zip(*floor, strict=True), ":", color="black", linewidth=1.2, label="floor")
+
+
+def _predicted(axes: Axes, points: Sequence[CaseResult], place: Sequence[float]) -> None:
+    """The predicted order, through sparsekern's most expensive point."""
     predicted = [
         (x, float(case.series["predicted"]), case.rows[0].seconds)
         for x, case in zip(place, points, strict=True)
@@ -251,11 +273,12 @@ def _roofline(results: Results, points: Sequence[CaseResult]) -> Figure:
     corner = sorted({low, min(max(ridge, low), high), high})
     roof = [min(flops, bandwidth * x) / 1e9 for x in corner]
     axes.plot(corner, roof, color="black", linewidth=1.5, label="floor: bytes, then operations")
-    # Points of curves are many: a small mark each, and no name.
+    # Points of curves are many, with others of their kind: a small mark each, and no name.
+    curves = {_kind(case) for case in points if case.series is not None}
     kinds: dict[str, list[tuple[float, float]]] = {}
     for case, x in zip(points, intensity, strict=True):
-        if case.series is not None and (ours := _ours(case)):
-            kinds.setdefault(case.id.split("-")[0], []).append((x, _rate(case, ours)))
+        if _kind(case) in curves and (ours := _ours(case)):
+            kinds.setdefault(_kind(case), []).append((x, _rate(case, ours)))
     for index, (kind, places) in enumerate(kinds.items()):
         look: _Look = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index]}
         axes.plot(
@@ -263,11 +286,11 @@ def _roofline(results: Results, points: Sequence[CaseResult]) -> Figure:
             [y for _, y in places],
             linestyle="",
             markersize=3.5,
-            label=f"{OURS}, curves of {kind}",
+            label=f"{OURS}, {kind}",
             alpha=0.8,
             **look,
         )
-    alone = [(case, x) for case, x in zip(points, intensity, strict=True) if case.series is None]
+    alone = [(c, x) for c, x in zip(points, intensity, strict=True) if _kind(c) not in curves]
     for case, x in alone:
         rates = [_rate(case, row) for row in (_ours(case), _best_baseline(case)) if row]
         if len(rates) == 2:
@@ -295,15 +318,20 @@ def _roofline(results: Results, points: Sequence[CaseResult]) -> Figure:
     return figure
 
 
+def _kind(case: CaseResult) -> str:
+    return case.id.split("-")[0]
+
+
 def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes names beside points: where no other name is, and none where there is no such place."""
+    """Writes names beside points, clear of points and other names; none where there is no place."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # so that places on the axes are known
-    taken: list[Bbox] = []
+    places = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     for x, y, name in points:
-        for offset in ((5, 4), (5, -10), (5, 15), (5, -21), (-5, 4), (-5, -10)):
+        for offset in ((8, -3), (-8, -3), (6, 6), (6, -12), (-6, 6), (-6, -12), (8, 14), (8, -22)):
             side = "left" if offset[0] > 0 else "right"
             text = axes.annotate(
                 name, (x, y), xytext=offset, textcoords="offset points", fontsize=7, ha=side

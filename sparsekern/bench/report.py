@@ -1,9 +1,10 @@
 """Documents from committed results: fills the marked blocks of Markdown files.
 
 A file says where generated text goes with ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``;
-everything outside such a pair is written by hand and stays. NAME is ``tables`` (every case),
-``summary`` (one line per case, the fastest contender of each group), ``targets`` (what is wanted,
-and what was measured of it) or ``pictures`` (the plots of all suites).
+everything outside such a pair is written by hand and stays. NAME is ``suites`` (a table per suite,
+a line per case with the fastest contender of each group), ``tables`` (a table per case, everyone in
+it), ``summary`` (the README's cases alone), ``targets`` (what is wanted, and what was measured of
+it) or ``pictures`` (the plots of all suites).
 """
 
 from __future__ import annotations
@@ -32,15 +33,23 @@ def committed(folder: Path = RESULTS_FOLDER) -> list[Results]:
     return [results for results in load_folder(folder) if not results.settings["quick"]]
 
 
+def suites(all_results: list[Results]) -> str:
+    """A table per suite of every file: a line per case, a column per group of contenders."""
+    return _by_suite(all_results, lambda cases: [_suite_table(cases), table.measured(cases)])
+
+
 def tables(all_results: list[Results]) -> str:
     """Every case of every file: a part per suite, a table per case, or per series of cases."""
+    return _by_suite(all_results, lambda cases: [_section(group) for group in _grouped(cases)])
+
+
+def _by_suite(all_results: list[Results], sections: Callable[[list[CaseResult]], list[str]]) -> str:
     parts = []
     for results in all_results:
         parts += [f"## {_settings_title(results)}", table.heading(results)]
         for suite in dict.fromkeys(case.suite for case in results.cases):
             cases = [case for case in results.cases if case.suite == suite]
-            parts += [f"### {suite}", f"`{_command(results, suite)}`"]
-            parts += [_section(group) for group in _grouped(cases)]
+            parts += [f"### {suite}", f"`{_command(results, suite)}`", *sections(cases)]
     if parts and not any(results.settings.get("device") == "cuda" for results in all_results):
         parts.append(_NO_GPU)
     return "\n\n".join(parts) or _NOTHING
@@ -95,6 +104,7 @@ def fill(text: str, all_results: list[Results]) -> str:
         ValueError: if there is no marked block, or one of an unknown name.
     """
     writers: dict[str, Callable[[list[Results]], str]] = {
+        "suites": suites,
         "tables": tables,
         "summary": summary,
         "targets": targets.markdown,
@@ -137,25 +147,44 @@ def _settings_title(results: Results) -> str:
 
 def _suite_summary(cases: list[CaseResult]) -> list[str]:
     """A table with a column per group of contenders, and sentences for cases without groups."""
-    compared = [case for case in cases if _groups(case)]
+    compared = [case for case in cases if _groups([case])]
     parts = []
     if compared:
-        columns = list(dict.fromkeys(group for case in compared for group in _groups(case)))
+        columns = _groups(compared)
         lines = [
-            f"| | {OURS} | " + " | ".join(columns) + " |",
-            "|---" + "|---:" * (len(columns) + 1) + "|",
+            (case.title, _own(case), *(_fastest(case, group) for group in columns))
+            for case in compared
         ]
-        for case in compared:
-            ours = case.rows[0]
-            own = table.time_text(ours.seconds) + (" (wrong)" if ours.status == "wrong" else "")
-            others = [_fastest(case, group) for group in columns]
-            lines.append(f"| {case.title} | {own} | " + " | ".join(others) + " |")
-        parts.append("\n".join(lines))
-    return parts + [_sentence(case) for case in cases if not _groups(case)]
+        parts.append(table.markdown_table(("", OURS, *columns), lines))
+    return parts + [_sentence(case) for case in cases if case not in compared]
 
 
-def _groups(case: CaseResult) -> list[str]:
-    return [row.group for row in case.rows if row.group and row.group != OURS]
+def _suite_table(cases: list[CaseResult]) -> str:
+    """All cases of a suite; a last column for the fastest of those that are in no group."""
+    columns = _groups(cases)
+    lines = []
+    for case in cases:
+        _, _, _, _, share, error, _, memory = table.cells(case, case.rows[0])
+        groups = (_fastest(case, group) for group in columns)
+        start = (case.id, case.title, _own(case), share, error, memory)
+        lines.append((*start, *groups, _fastest_alone(case)))
+    header = ["case", "", OURS, "of floor", "error", "memory", *columns, "others"]
+    if not any(line[-1] for line in lines):
+        header, lines = header[:-1], [line[:-1] for line in lines]
+    return table.markdown_table(header, lines, words=2)
+
+
+def _own(case: CaseResult) -> str:
+    ours = case.rows[0]
+    if ours.seconds is None:
+        return ours.status
+    return table.time_text(ours.seconds) + (" (wrong)" if ours.status == "wrong" else "")
+
+
+def _groups(cases: list[CaseResult]) -> list[str]:
+    """Whom sparsekern is compared with, in the order of the rows."""
+    names = dict.fromkeys(row.group for case in cases for row in case.rows)
+    return [name for name in names if name not in ("", OURS)]
 
 
 def _sentence(case: CaseResult) -> str:
@@ -172,12 +201,21 @@ def _sentence(case: CaseResult) -> str:
 def _fastest(case: CaseResult, group: str) -> str:
     """The fastest right result of a group, as time and ratio; else why there is none."""
     rows = [row for row in case.rows if row.group == group]
-    right = [row for row in rows if row.status == "ok" and row.seconds is not None]
-    if right:
-        best = min(right, key=_seconds)
+    best = _best(rows)
+    if best is not None:
         return f"{table.time_text(best.seconds)} ({table.ratio_text(case, best)})"
     return rows[0].status if rows else ""
 
 
-def _seconds(row: Row) -> float:
-    return row.seconds if row.seconds is not None else float("inf")
+def _fastest_alone(case: CaseResult) -> str:
+    """The fastest of the contenders of the same work that are in no group, by name."""
+    rows = [row for row in case.rows[1:] if not row.group and row.name != "reference"]
+    best = _best([row for row in rows if row.error is not None])
+    if best is None:
+        return ""
+    return f"{best.label} {table.time_text(best.seconds)} ({table.ratio_text(case, best)})"
+
+
+def _best(rows: list[Row]) -> Row | None:
+    right = [(row.seconds, row) for row in rows if row.status == "ok" and row.seconds is not None]
+    return min(right, key=lambda pair: pair[0])[1] if right else None

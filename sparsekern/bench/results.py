@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class CaseResult:
         bytes: that must move, where there is a floor.
         threads: its own number, where it is not that of the run.
         rates: measured rates at that number, as in :class:`Results`.
+        took: seconds that the whole of its measurement took.
     """
 
     id: str
@@ -100,6 +102,7 @@ class CaseResult:
     bytes: int | None = None
     threads: int | None = None
     rates: dict[str, float] | None = None
+    took: float | None = None
 
     @classmethod
     def of(cls, case: CaseHead, rows: list[Row], **rest: Any) -> CaseResult:
@@ -153,14 +156,33 @@ class Results:
     @property
     def file_name(self) -> str:
         """Where these settings are kept inside a folder of results."""
-        parts = [
-            self.settings.get("device", "cpu"),
-            f"{self.settings['threads']}-threads",
-            self.settings["dtype"],
-        ]
-        parts += [self.settings["backend"]] if self.settings["backend"] != "cpu" else []
-        parts += ["quick"] if self.settings["quick"] else []
-        return "-".join(parts) + ".json"
+        return file_name(self.settings)
+
+
+def file_name(settings: dict[str, Any]) -> str:
+    """Where results of these settings are kept inside a folder."""
+    parts = [settings.get("device", "cpu"), f"{settings['threads']}-threads", settings["dtype"]]
+    parts += [settings["backend"]] if settings["backend"] != "cpu" else []
+    parts += ["quick"] if settings["quick"] else []
+    return "-".join(parts) + ".json"
+
+
+def load_same(folder: Path, machine: dict[str, Any], settings: dict[str, Any]) -> Results | None:
+    """What a folder holds of these settings; None if there is no such file.
+
+    Raises:
+        ValueError: if the file holds results of another machine, other versions or settings.
+    """
+    path = folder / file_name(settings)
+    if not path.exists():
+        return None
+    held = from_json(path.read_text(encoding="utf-8"))
+    if (held.machine, held.settings) != (machine, settings):
+        raise ValueError(
+            f"{path} holds results of another machine, version or setting: "
+            "choose another --out or delete it"
+        )
+    return held
 
 
 def to_json(results: Results) -> str:
@@ -204,20 +226,14 @@ def save(results: Results, folder: Path, order: list[str], replace: str = "cases
     path = folder / results.file_name
     kept: list[CaseResult] = []
     fresh = {case.id: case for case in results.cases}
-    if replace == "memory" and not path.exists():
-        raise ValueError(f"{path} is not there: memory alone is added to times that are")
-    if path.exists():
-        old = from_json(path.read_text(encoding="utf-8"))
-        if (old.machine, old.settings) != (results.machine, results.settings):
-            raise ValueError(
-                f"{path} holds results of another machine, version or setting: "
-                "choose another --out or delete it"
-            )
-        if replace == "memory":
-            for case in old.cases:
-                _add_memory(case, fresh.get(case.id))
-            path.write_text(to_json(old), encoding="utf-8")
-            return path
+    old = load_same(folder, results.machine, results.settings)
+    if replace == "memory":
+        if old is None:
+            raise ValueError(f"{path} is not there: memory alone is added to times that are")
+        for case in old.cases:
+            _add_memory(case, fresh.get(case.id))
+        return _write(path, old)
+    if old is not None:
         kept = [case for case in old.cases if case.id not in fresh]
         for case in old.cases if replace == "rows" else ():
             if case.id in fresh:
@@ -226,7 +242,14 @@ def save(results: Results, folder: Path, order: list[str], replace: str = "cases
         [*kept, *fresh.values()],
         key=lambda case: order.index(case.id) if case.id in order else len(order),
     )
-    path.write_text(to_json(dataclasses.replace(results, cases=merged)), encoding="utf-8")
+    return _write(path, dataclasses.replace(results, cases=merged))
+
+
+def _write(path: Path, results: Results) -> Path:
+    """Whole or not at all, whatever ends the process meanwhile."""
+    part = path.with_suffix(".part")
+    part.write_text(to_json(results), encoding="utf-8")
+    os.replace(part, path)
     return path
 
 

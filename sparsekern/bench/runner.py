@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,24 +66,18 @@ def run(
     first = rates(settings.threads)
     results = Results(
         machine=machine.describe(),
-        settings={
-            "backend": settings.resolved_backend,
-            "dtype": settings.dtype,
-            "threads": settings.threads,
-            "matmul_precision": torch.get_float32_matmul_precision(),
-            "quick": settings.quick,
-            "device": settings.device,
-        },
+        settings=settings.described,
         floor={} if first is None else dataclasses.asdict(first),
     )
     with memory.Server() as server:
         for case in chosen:
-            if settings.dtype not in case.dtypes:
+            is_call = isinstance(case, Case)
+            if settings.dtype not in case.dtypes or (settings.memory == "only" and not is_call):
                 continue
-            threads = case.threads or settings.threads
+            threads, start = case.threads or settings.threads, time.perf_counter()
             with pinned_threads(threads), dispatch.backend(settings.backend):
                 result = _measure(case, settings, rates(threads), server)
-            result.measured = machine.stamp()
+            result.measured, result.took = machine.stamp(), time.perf_counter() - start
             results.cases.append(result)
             report(result, results)
     return results
@@ -114,7 +109,7 @@ def _measure(
 ) -> CaseResult:
     chosen = contenders(case, settings)
     if isinstance(case, SpecialCase):
-        if not settings.timed or settings.memory == "only":
+        if not settings.timed:
             return CaseResult.of(case, [])
         return case.measure(case, chosen, settings)
     if settings.memory == "only":
@@ -194,7 +189,7 @@ def gate_one(
             functools.partial(contender.work, contender.prepared(copy)) for copy in copies
         ]
         seconds = once(lambda: kept.append(calls[0]()))
-        if seconds < settings.effort.slow:  # the first call may have set things up
+        if seconds <= settings.effort.once:  # the first call may have set things up
             seconds = once(calls[0])
         outputs = contender.outputs(kept.pop())
     except Exception as error:  # whatever another package raises is its result
@@ -216,11 +211,24 @@ def rotated(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
     return lambda: next(turns)()
 
 
+def staggered(all_calls: list[list[Callable[[], Any]]]) -> list[list[Callable[[], Any]]]:
+    """Every contender's calls, from another copy of the inputs on than the one's before it.
+
+    All work on the same copies. Were each to begin with the first, who follows another in a round
+    would find in cache what that one has just read.
+    """
+    result = []
+    for index, calls in enumerate(all_calls):
+        first = index * max(1, len(calls) // len(all_calls)) % len(calls)
+        result.append(calls[first:] + calls[:first])
+    return result
+
+
 def _time(entries: list[Entry], settings: Settings) -> None:
     # The gate's call is the one sample of a contender that takes very long.
     repeated = [entry for entry in entries if entry.estimate <= settings.effort.once]
     timings = interleave(
-        [rotated(entry.calls) for entry in repeated],
+        [rotated(calls) for calls in staggered([entry.calls for entry in repeated])],
         [entry.estimate for entry in repeated],
         settings.effort,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,6 +56,18 @@ class Settings:
         """Whether peak memory is measured: quick runs leave it out unless it is all there is."""
         with_times = self.memory == "with" and self.extras and not self.quick
         return self.device == "cpu" and (self.memory == "only" or with_times)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What times depend on, as results files keep it."""
+        return {
+            "backend": self.resolved_backend,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "quick": self.quick,
+            "device": self.device,
+        }
 
     @property
     def resolved_backend(self) -> str:

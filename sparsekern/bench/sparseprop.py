@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .case import Contender
 from .machine import describe
+from .masked_peers import dense_gradient
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC"]
@@ -30,7 +31,7 @@ _FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPI
 
 def contenders(kind: str) -> list[Contender]:
     """The peers of a masked linear layer: M1 forward, M2 with the masked weight gradient."""
-    works = {"M1": (_forward, None), "M2": (_training, _dense_gradient)}
+    works = {"M1": (_forward, None), "M2": (_training, dense_gradient)}
     if kind not in works:
         return []
     work, finish = works[kind]
@@ -146,8 +147,3 @@ def _training(state: dict[str, Any], *, transpose: bool) -> list[Tensor]:
     scratch = values.new_empty(torch.get_num_threads() - 1, len(values))
     _call("backward", state, x, grad, x_grad, values_grad, scratch)
     return [out, x_grad.T, values_grad, state["mask"]]
-
-
-def _dense_gradient(returned: list[Tensor]) -> list[Tensor]:
-    out, x_grad, values, mask = returned
-    return [out, x_grad, values.new_zeros(mask.shape).masked_scatter(mask, values)]

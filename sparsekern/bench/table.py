@@ -148,9 +148,9 @@ def markdown(case: CaseResult) -> str:
         "",
         _sentence(case.reason),
         "",
-        *_markdown_table(headers(case), [cells(case, row) for row in case.rows]),
+        markdown_table(headers(case), [cells(case, row) for row in case.rows]),
     ]
-    remarks = [*notes(case), _measured([case])]
+    remarks = [*notes(case), _when([case])]
     lines += ["", "; ".join(remark.lstrip("* ") for remark in remarks if remark) + "."]
     return "\n".join(lines)
 
@@ -186,9 +186,9 @@ def series_markdown(cases: list[CaseResult]) -> str:
             "",
             _sentence("; ".join(reasons)) + order,
             "",
-            *_markdown_table((*header, *(labels[name] for name in names)), lines),
+            markdown_table((*header, *(labels[name] for name in names)), lines),
             "",
-            _sentence(_measured(cases)) + few,
+            measured(cases) + few,
         ]
     )
 
@@ -200,19 +200,23 @@ def _versus(case: CaseResult, row: Row | None) -> str:
     return f"{time_text(row.seconds)}{few} ({ratio_text(case, row)})"
 
 
-def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|---" + "|---:" * (len(header) - 1) + "|",
-        *("| " + " | ".join(line) + " |" for line in lines),
-    ]
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Cells as a Markdown table; all columns but the first ``words`` are aligned to the right."""
+    rule = "|---" * words + "|---:" * (len(header) - words) + "|"
+    first, *rest = ("| " + " | ".join(line) + " |" for line in (header, *lines))
+    return "\n".join([first, rule, *rest])
 
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def _measured(cases: Sequence[CaseResult]) -> str:
+def measured(cases: Sequence[CaseResult]) -> str:
+    """When, and with which commits, as a sentence."""
+    return _sentence(_when(cases))
+
+
+def _when(cases: Sequence[CaseResult]) -> str:
     """Dates and commits, each once."""
     found = dict.fromkeys(", commit ".join(filter(None, case.measured.values())) for case in cases)
     return f"measured {'; '.join(filter(None, found))}" if any(found) else ""

@@ -202,18 +202,7 @@ TARGETS: tuple[Target, ...] = (
     _never_slower("M4", 1 / 1.05, "masked, then dense, takes ≥ 0.95×, at any sparsity"),
     *(
         _over(
-            " ".join(
-                f"M4-{name}-{percent}$"
-                for name in (
-                    "r20-16",
-                    "r20-32",
-                    "r20-64",
-                    "r18-64",
-                    "r18-128",
-                    "r18-256",
-                    "r18-512",
-                )
-            ),
+            " ".join(f"M4-{name}-{percent}$" for name in _CONVOLUTIONS),
             "masked_dense",
             bound,
             _DENSE,
@@ -232,10 +221,7 @@ GPU_TARGETS: tuple[tuple[str, str], ...] = (
     ("G1", "matrix of 20 layers: ≥ 75% of copy bandwidth; torch_cka's formula ≥ 20×, eager ≥ 3×"),
     ("G2", "CKA-SR loss and gradient: ≤ 1.5 times the bytes floor, ≤ 1% of a training step"),
     ("G3", "Gram matrices in bfloat16 and tf32: torch.mm ≥ 1.6×"),
-    (
-        "G4",
-        "masked linear, batch ≥ 256: dense-masked ≥ 0.95×, float32 dense ≥ 2× at 98%",
-    ),
+    ("G4", "masked linear, batch ≥ 256: dense-masked ≥ 0.95×, float32 dense ≥ 2× at 98%"),
     ("G5", "masked linear, batch 1 to 16, bfloat16: dense ≥ 3× at 90%, ≥ 5× at 95%"),
     ("G6", "threshold, HyperSparse, dead neurons: ≤ 2 times the bytes floor"),
 )

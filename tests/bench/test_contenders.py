@@ -20,8 +20,9 @@ _RBF_EVEN = FeatureWork("cka", 20, (8, 5), kernel=RBF(0.5))
 _GENERAL = [
     FeatureWork("gram", 21, (8,)),
     FeatureWork("gram", 100, (8,), gradient=True),
-    FeatureWork("hsic", 9, (30, 20)),
-    FeatureWork("hsic_matrix", 9, (30, 20, 10)),
+    *(FeatureWork("hsic", 9, (30, 20), gradient=gradient) for gradient in (False, True)),
+    *(FeatureWork("hsic_matrix", 9, (30, 20, 10), gradient=gradient) for gradient in (False, True)),
+    FeatureWork("cka", 9, (30, 20), gradient=True),
     FeatureWork("cka_matrix", 9, (30, 20, 10), groups=(2, 1)),
     FeatureWork("cka_matrix", 9, (30, 20, 10), gradient=True),
     *(

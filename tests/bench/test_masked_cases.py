@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsekern.bench import gate
-from sparsekern.bench.cases import masked
+from sparsekern.bench.cases import masked, sampled
 
 _WORKS = [
     *(masked.Work(kind, 6, 48, 32, 0.7) for kind in ("M1", "M2", "M3")),
@@ -12,7 +12,8 @@ _WORKS = [
     masked.Work("M1", 6, 48, 32, 0.75, "1:4"),
 ]
 _UPDATE = masked._update(64, 0.9)
-_CASES = [*(work.case() for work in _WORKS), _UPDATE]
+_SAMPLED = [sampled.SampledWork(6, 40, 0.7, backward) for backward in (False, True)]
+_CASES = [*(work.case() for work in (*_WORKS, *_SAMPLED)), _UPDATE]
 _ALL = [
     pytest.param(case, contender, id=f"{case.id}-{contender.name}")
     for case in _CASES

@@ -111,7 +111,7 @@ def test_the_roofline_has_both_roofs():
     (roof,) = _lines(axes, "floor: bytes, then operations")
     assert 10.0 in roof  # operations per byte where 1e11 per second meets 1e10 bytes per second
     assert [len(xs) for xs in _lines(axes, "sparsekern")] == [1]  # A; B has no operations
-    assert [len(xs) for xs in _lines(axes, "sparsekern, curves of M")] == [3]
+    assert [len(xs) for xs in _lines(axes, "sparsekern, M")] == [3]
     assert [text.get_text() for text in axes.texts] == ["A"]
 
 

@@ -196,6 +196,34 @@ def test_cases_of_a_series_share_a_table():
     assert "`sparsekern bench --suite similarity --threads 2 --out benchmarks/results`" in lines
 
 
+def test_a_suite_has_one_table_with_a_line_for_each_case():
+    measured = _results()
+    (case,) = measured.cases
+    alone = Row("partition", "numpy.partition", seconds=0.2, samples=9, error=0.0)
+    other_work = Row("dense", "dense", seconds=0.01, samples=9)
+    step = Row("sparsekern", "sparsekern", seconds=1e-4, samples=9, step_share=0.00512)
+    measured.cases = [
+        dataclasses.replace(case, rows=[*case.rows, alone, other_work]),
+        dataclasses.replace(case, id="R1", title="a step", rows=[step], floor_seconds=None),
+    ]
+    lines = report.suites([measured]).splitlines()
+    start = lines.index(
+        "| case |  | sparsekern | of floor | error | memory | eager | torch_cka | pytorch-cka "
+        "| ckatorch | others |"
+    )
+    assert lines[start + 1] == "|---|---" + "|---:" * 9 + "|"
+    assert lines[start + 2] == (
+        "| S1 | matrix | 100 ms | 80% | 1e-07 | – | 50.0 ms (0.50×) | wrong | 300 ms (3.00×) "
+        "| absent | numpy.partition 200 ms (2.00×) |"
+    )
+    assert lines[start + 3] == "| R1 | a step | 100 µs | 0.51% | – | – |  |  |  |  |  |"
+    assert lines[start + 5] == "Measured 2025-01-01, commit abc."
+    assert (
+        lines.count("`sparsekern bench --suite similarity --threads 2 --out benchmarks/results`")
+        == 1
+    )
+
+
 def test_summary_takes_the_fastest_right_entry_point():
     (line,) = [line for line in report.summary([_results()]).splitlines() if "matrix |" in line]
     assert line == "| matrix | 100 ms | 50.0 ms (0.50×) | wrong | 300 ms (3.00×) | absent |"

@@ -1,12 +1,13 @@
 """Interleaving, rounds, quartiles, and memory in a process of its own."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
 import pytest
 
-from sparsekern.bench import memory, timing
+from sparsekern.bench import memory, runner, timing
 from sparsekern.bench.settings import Settings
 from sparsekern.bench.timing import FULL, Effort
 
@@ -60,6 +61,23 @@ def test_rounds_end_with_the_budget(monkeypatch):
 def test_summary_is_median_and_quartiles():
     assert timing.summarise([5, 1, 2, 3, 4]) == timing.Timing(3, 2, 4, 5, 1)
     assert timing.summarise([2, 1]) == timing.Timing(1.5, 1, 2, 2, 1)
+
+
+@pytest.mark.parametrize(("contenders", "copies"), [(2, 12), (5, 12), (12, 4), (3, 1)])
+def test_no_contender_follows_another_on_the_same_copy(contenders, copies):
+    all_calls = [[(who, copy) for copy in range(copies)] for who in range(contenders)]
+    turns = [itertools.cycle(calls) for calls in runner.staggered(all_calls)]
+    used = []
+    for turn in range(20):
+        order = range(contenders) if turn % 2 == 0 else reversed(range(contenders))
+        used += [next(turns[who]) for who in order]
+    for who in range(contenders):  # everyone has the copies in turn
+        mine = [copy for other, copy in used if other == who]
+        assert len(set(mine)) == min(copies, 20)
+    if copies > 1:
+        within = [used[start : start + contenders] for start in range(0, len(used), contenders)]
+        for round_ in within:
+            assert all(a[1] != b[1] for a, b in itertools.pairwise(round_))
 
 
 def test_memory_of_eager_is_at_least_its_gram_matrices():

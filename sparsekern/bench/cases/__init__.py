@@ -20,6 +20,7 @@ _ORDER = (
     "similarity",
     "regularizers",
     "masked",
+    "sampled",
     "masked_conv",
     "selection",
     "penalties",

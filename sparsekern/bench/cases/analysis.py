@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import io
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +103,13 @@ class Comparison:
 
     def case(self) -> Case:
         """The registry's entry."""
-        peer = functools.partial(functools.partial, peers.missing_reason)
 
         def contender(name: str, label: str, make: Callable[..., Any], **rest: Any) -> Contender:
             return Contender(name, label, lambda run: run(), functools.partial(make, self), **rest)
+
+        def peer(name: str, label: str, make: Callable[..., Any]) -> Contender:
+            missing = functools.partial(peers.missing_reason, name)
+            return contender(name, label, make, missing=missing, group=label)
 
         return Case(
             id=f"A2-{self.name}",
@@ -121,23 +121,9 @@ class Comparison:
                 contender(OURS, OURS, _ours, group=OURS),
                 contender("exact_mode", "sparsekern, exact mode", _exact, same_work=False),
                 contender("eager", "eager", _eager, group="eager PyTorch"),
-                contender(
-                    "pytorch_cka",
-                    "pytorch-cka",
-                    _pytorch_cka,
-                    missing=peer("pytorch_cka"),
-                    group="pytorch-cka",
-                ),
-                contender(
-                    "torch_cka",
-                    "torch_cka",
-                    _torch_cka,
-                    missing=peer("torch_cka"),
-                    group="torch_cka",
-                ),
-                contender(
-                    "ckatorch", "ckatorch", _ckatorch, missing=peer("ckatorch"), group="ckatorch"
-                ),
+                peer("pytorch_cka", "pytorch-cka", _pytorch_cka),
+                peer("torch_cka", "torch_cka", _torch_cka),
+                peer("ckatorch", "ckatorch", _ckatorch),
                 contender("forward", "the model's forward alone", _forward, same_work=False),
             ),
             inputs=lambda _dtype, _seed: {"x": self.data()},
@@ -226,13 +212,13 @@ def _forward(work: Comparison, inputs: dict[str, Tensor]) -> _Run:
 def _torch_cka(work: Comparison, inputs: dict[str, Tensor]) -> _Run:
     model, names = work.model()
     loader = work.loader(inputs)
-    with _quiet():
+    with peers.quiet():
         comparison = importlib.import_module("torch_cka").CKA(
             model, model, model1_layers=names, model2_layers=names
         )
 
     def run() -> list[Tensor]:
-        with _quiet(), torch.no_grad():
+        with peers.quiet(), torch.no_grad():
             comparison.compare(loader)
         return [comparison.export()["CKA"]]
 
@@ -245,7 +231,7 @@ def _pytorch_cka(work: Comparison, inputs: dict[str, Tensor]) -> _Run:
     compute = importlib.import_module("cka").compute_cka
 
     def run() -> list[Tensor]:
-        with _quiet():
+        with peers.quiet():
             return list(
                 compute(
                     model, model, [loader], layers=names, device=torch.device("cpu"), progress=False
@@ -258,22 +244,14 @@ def _pytorch_cka(work: Comparison, inputs: dict[str, Tensor]) -> _Run:
 def _ckatorch(work: Comparison, inputs: dict[str, Tensor]) -> _Run:
     model, names = work.model()
     loader = work.loader(inputs)
-    with _quiet():
+    with peers.quiet():
         comparison = importlib.import_module("ckatorch").CKA(model, model, names)
 
     def run() -> list[Tensor]:
-        with _quiet():
+        with peers.quiet():
             return [comparison(loader, epochs=1)]
 
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides progress bars and hints: they would cut through the table."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _resnet(quick: bool) -> Comparison:

@@ -149,7 +149,7 @@ class Work:
     def contenders(self) -> tuple[Contender, ...]:
         """Sparsekern, the same products of plain PyTorch, packages for sparse matrices."""
         ours, masked_dense, dense = _CONTENDERS[self.kind]
-        both = sparsekern_contenders(ours, prepare=_with_pattern)
+        both = sparsekern_contenders(ours, prepare=with_pattern)
         group = "eager PyTorch"
         found = [
             *both,
@@ -163,7 +163,7 @@ class Work:
                     "sparsekern spmm, values given",
                     _spmm if self.kind == "M1" else _spmm_grad,
                     prepare=_with_values,
-                    finish=None if self.kind == "M1" else _dense_gradient,
+                    finish=None if self.kind == "M1" else peers.dense_gradient,
                     group=OURS,
                 )
             )
@@ -205,7 +205,8 @@ def cases(quick: bool) -> list[AnyCase]:
     ]
 
 
-def _with_pattern(inputs: dict[str, Any]) -> dict[str, Any]:
+def with_pattern(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs with the mask as products take it."""
     return {**inputs, "pattern": sk.SparsityPattern(inputs["mask"])}
 
 
@@ -215,7 +216,8 @@ def _with_values(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "pattern": pattern, "values": values.requires_grad_()}
 
 
-def _gradients(inputs: dict[str, Any], out: Tensor) -> list[Tensor]:
+def gradients(inputs: dict[str, Any], out: Tensor) -> list[Tensor]:
+    """A layer's result, and the gradients of x and the weight."""
     leaves = (inputs["x"], inputs["weight"])
     return [out.detach(), *torch.autograd.grad(out, leaves, inputs["grad"])]
 
@@ -225,12 +227,12 @@ def _ours(inputs: dict[str, Any]) -> list[Tensor]:
 
 
 def _ours_grad(inputs: dict[str, Any]) -> list[Tensor]:
-    return _gradients(inputs, _ours(inputs)[0])
+    return gradients(inputs, _ours(inputs)[0])
 
 
 def _ours_dense_grad(inputs: dict[str, Any]) -> list[Tensor]:
     x, weight, pattern = (inputs[name] for name in ("x", "weight", "pattern"))
-    return _gradients(inputs, sk.masked_linear(x, weight, pattern, weight_grad="dense"))
+    return gradients(inputs, sk.masked_linear(x, weight, pattern, weight_grad="dense"))
 
 
 def _masked_dense(inputs: dict[str, Any]) -> list[Tensor]:
@@ -238,7 +240,7 @@ def _masked_dense(inputs: dict[str, Any]) -> list[Tensor]:
 
 
 def _masked_dense_grad(inputs: dict[str, Any]) -> list[Tensor]:
-    return _gradients(inputs, _masked_dense(inputs)[0])
+    return gradients(inputs, _masked_dense(inputs)[0])
 
 
 def _masked_straight_through(inputs: dict[str, Any]) -> list[Tensor]:
@@ -252,7 +254,7 @@ def _dense(inputs: dict[str, Any]) -> list[Tensor]:
 
 
 def _dense_grad(inputs: dict[str, Any]) -> list[Tensor]:
-    return _gradients(inputs, _dense(inputs)[0])
+    return gradients(inputs, _dense(inputs)[0])
 
 
 def _spmm(inputs: dict[str, Any]) -> list[Tensor]:
@@ -265,11 +267,6 @@ def _spmm_grad(inputs: dict[str, Any]) -> list[Tensor]:
     leaves = (inputs["x"], inputs["values"])
     gradients = torch.autograd.grad(out, leaves, inputs["grad"])
     return [out.detach(), *gradients, inputs["mask"]]
-
-
-def _dense_gradient(returned: list[Tensor]) -> list[Tensor]:
-    out, x_grad, values, mask = returned
-    return [out, x_grad, values.new_zeros(mask.shape).masked_scatter(mask, values)]
 
 
 _Call = Callable[[dict[str, Any]], list[Tensor]]
@@ -305,7 +302,7 @@ def _update(named: int, sparsity: float, part: int = 1) -> Case:
         error=relative_distance,
         cost=Cost(0, 0, 2 * size * size + 12 * nnz),
         contenders=(
-            Contender("sparsekern", "sparsekern", ours, prepare=_with_pattern, group="sparsekern"),
+            Contender("sparsekern", "sparsekern", ours, prepare=with_pattern, group="sparsekern"),
             *peers.conversions(),
         ),
         most_copies=4,

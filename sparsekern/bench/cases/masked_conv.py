@@ -14,6 +14,7 @@ import sparsekern as sk
 from ..case import AnyCase, Case, Contender, Cost, Series, sparsekern_contenders
 from ..gate import relative_distance
 from ..inputs import double
+from .masked import gradients, with_pattern
 
 SUITE = "masked"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.998)
@@ -88,16 +89,16 @@ class Work:
     def masked_dense(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Torch's convolution of the masked weight."""
         kept = inputs["weight"] * inputs["mask"]
-        return _gradients(inputs, F.conv2d(inputs["x"], kept, **self.options))
+        return gradients(inputs, F.conv2d(inputs["x"], kept, **self.options))
 
     def dense(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Torch's convolution of the weight itself."""
-        return _gradients(inputs, F.conv2d(inputs["x"], inputs["weight"], **self.options))
+        return gradients(inputs, F.conv2d(inputs["x"], inputs["weight"], **self.options))
 
     def ours(self, inputs: dict[str, Any]) -> list[Tensor]:
         """The layer's work with sparsekern."""
         x, weight, pattern = (inputs[name] for name in ("x", "weight", "pattern"))
-        return _gradients(inputs, sk.masked_conv2d(x, weight, pattern, **self.options))
+        return gradients(inputs, sk.masked_conv2d(x, weight, pattern, **self.options))
 
     @property
     def cost(self) -> Cost:
@@ -135,7 +136,7 @@ class Work:
                 predicted=1 - self.sparsity,
             ),
             contenders=(
-                *sparsekern_contenders(self.ours, prepare=_with_pattern),
+                *sparsekern_contenders(self.ours, prepare=with_pattern),
                 Contender("masked_dense", "masked, then dense", self.masked_dense, group=_EAGER),
                 Contender("dense", "dense, no mask", self.dense, same_work=False),
             ),
@@ -155,12 +156,3 @@ def cases(quick: bool) -> list[AnyCase]:
         if not quick or name in _QUICK
         for sparsity in ((0.9,) if quick else SPARSITIES)
     ]
-
-
-def _with_pattern(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {**inputs, "pattern": sk.SparsityPattern(inputs["mask"])}
-
-
-def _gradients(inputs: dict[str, Any], out: Tensor) -> list[Tensor]:
-    leaves = (inputs["x"], inputs["weight"])
-    return [out.detach(), *torch.autograd.grad(out, leaves, inputs["grad"])]

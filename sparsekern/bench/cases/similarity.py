@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ...ops.similarity import RBF, Cosine, Polynomial
+from ...ops.similarity import RBF, Cosine, Linear, Polynomial
 from .. import overhead
 from ..case import AnyCase, Series
 from ..features import FeatureWork, span
@@ -40,10 +40,11 @@ def cases(quick: bool) -> list[AnyCase]:
         _network(quick),
         _network_gradient(quick),
         _two_networks(quick),
-        _minibatch(quick),
+        *(_minibatch(quick, gradient) for gradient in (False, True)),
         _feature_space_pair(quick),
         _rbf_pair(quick),
-        _hsic_pair(quick),
+        *(_hsic_pair(quick, gradient) for gradient in (False, True)),
+        _gram_gradient(quick),
         *(_gram(n, 1024 if quick else 4096) for n in grams),
         *_kernels(quick),
         overhead.case("O1", backward=False),
@@ -102,26 +103,43 @@ def _two_networks(quick: bool) -> AnyCase:
     )
 
 
-def _minibatch(quick: bool) -> AnyCase:
+def _minibatch(quick: bool, gradient: bool) -> AnyCase:
     n, factor = (16, 16) if quick else (32, 1)
-    work = FeatureWork("hsic_matrix", n, tuple(d // factor for d in RESNET18_CONVS))
+    dims = tuple(d // factor for d in RESNET18_CONVS)
+    work = FeatureWork("hsic_matrix", n, dims, gradient=gradient)
     return work.case(
         ("reference", "eager"),
-        id="hsic-minibatch",
+        id="hsic-minibatch-grad" if gradient else "hsic-minibatch",
         suite=SUITE,
-        title=f"unbiased HSIC matrix, 20 layers, one minibatch of n={n}, d {span(work.dims)}",
+        title=f"unbiased HSIC matrix, 20 layers, one minibatch of n={n}, d {span(work.dims)}"
+        + _direction(gradient),
         reason="minibatch CKA adds such matrices over a data set: small n, so bytes decide",
     )
 
 
-def _hsic_pair(quick: bool) -> AnyCase:
+def _hsic_pair(quick: bool, gradient: bool) -> AnyCase:
     n, d = (128, 1024) if quick else (1024, 4096)
-    return FeatureWork("hsic", n, (d, d)).case(
+    return FeatureWork("hsic", n, (d, d), gradient=gradient).case(
         ("reference", "eager"),
-        id="hsic-pair",
+        id="hsic-pair-grad" if gradient else "hsic-pair",
         suite=SUITE,
-        title=f"unbiased HSIC of one pair, n={n}, d={d}",
+        title=f"unbiased HSIC of one pair, n={n}, d={d}{_direction(gradient)}",
         reason="a test of dependence at a sample size where the Gram matrices are the work",
+    )
+
+
+def _direction(gradient: bool) -> str:
+    return ", forward and backward" if gradient else ""
+
+
+def _gram_gradient(quick: bool) -> AnyCase:
+    n, d = (64, 1024) if quick else (1024, 4096)
+    return FeatureWork("gram", n, (d,), gradient=True).case(
+        ("reference", "eager"),
+        id="gram-grad",
+        suite=SUITE,
+        title=f"double-centred Gram matrix, n={n}, d={d}, forward and backward",
+        reason="a loss of one's own on similarities between samples",
     )
 
 
@@ -144,7 +162,13 @@ def _gram(n: int, d: int) -> AnyCase:
 def _kernels(quick: bool) -> list[AnyCase]:
     n, d = (128, 256) if quick else (1024, 512)
     result: list[AnyCase] = []
-    for name, kernel in (("rbf", RBF(0.5)), ("polynomial", Polynomial(2)), ("cosine", Cosine())):
+    kernels = (
+        ("linear", Linear()),
+        ("rbf", RBF(0.5)),
+        ("polynomial", Polynomial(2)),
+        ("cosine", Cosine()),
+    )
+    for name, kernel in kernels:
         for gradient in (False, True):
             direction = "forward and backward" if gradient else "forward"
             result.append(
