@@ -309,7 +309,7 @@ def _run(
             alone = dataclasses.replace(so_far, cases=[case])
             results.save(alone, out, cases.case_order(), replace)
         if len(chosen) > 1:
-            console.print(progress.add(case), style="dim", highlight=False)
+            console.print(f"{progress.add(case)}\n", style="dim", highlight=False)
 
     measured = runner.run(chosen, settings, show)
     if out:
