@@ -53,4 +53,8 @@ def test_case(benchmark, case, contender):
             (pytest.fail if is_ours else pytest.xfail)(f"{row.status}: {row.note}")
         benchmark.group = case.id
         benchmark.extra_info["error"] = row.error
-        benchmark(runner.rotated(entry.calls))
+        call = runner.rotated(entry.calls)
+        if entry.estimate > settings.effort.slow:
+            benchmark.pedantic(call, rounds=settings.effort.slow_rounds)
+        else:
+            benchmark(call)
