@@ -37,16 +37,17 @@ Matrix make_matrix(const MatrixTuple& tuple) {
   return {at(address), DType(dtype), ld, along};
 }
 
-int64_t count(uintptr_t mask, int64_t ld, int64_t rows, int64_t columns, uintptr_t row_pointer,
-              uintptr_t column_pointer, uintptr_t cursor, int threads) {
+int64_t count(uintptr_t mask, uintptr_t copy, int64_t rows, int64_t columns, uintptr_t row_pointer,
+              uintptr_t column_pointer, uintptr_t scratch, int threads) {
   py::gil_scoped_release release;
-  return count_mask(as<const uint8_t>(mask), ld, rows, columns, as<int32_t>(row_pointer),
-                    as<int32_t>(column_pointer), as<int32_t>(cursor), threads);
+  return count_mask(as<const uint8_t>(mask), as<uint8_t>(copy), rows, columns,
+                    as<int32_t>(row_pointer), as<int32_t>(column_pointer), as<int32_t>(scratch),
+                    threads);
 }
 
-void fill(uintptr_t mask, int64_t ld, const PatternTuple& pattern, uintptr_t cursor, int threads) {
+void fill(const PatternTuple& pattern, uintptr_t scratch, int threads) {
   py::gil_scoped_release release;
-  fill_pattern(as<const uint8_t>(mask), ld, make_pattern(pattern), as<int32_t>(cursor), threads);
+  fill_pattern(make_pattern(pattern), as<int32_t>(scratch), threads);
 }
 
 void structure(const PatternTuple& pattern, uintptr_t found, int threads) {
@@ -191,6 +192,7 @@ void conv_gradients(const PatternTuple& pattern, bool is_double, const ShapeTupl
 }  // namespace
 
 void bind_masked(py::module_& module) {
+  module.def("scratch_size", &scratch_size);
   module.def("count_mask", &count);
   module.def("fill_pattern", &fill);
   module.def("structure_size", &structure_size);

@@ -1,4 +1,4 @@
-// Masks to patterns, in two reading passes, and the dense form of a masked matrix.
+// Masks to patterns, in one reading pass, and the dense form of a masked matrix.
 #include "pattern.h"
 
 #include <algorithm>
@@ -14,14 +14,51 @@ namespace {
 
 const MaskTable& kernels() { return in_use(mask_portable(), mask_avx2(), mask_avx512()); }
 
-constexpr int64_t kCountRows = 255;  // that count() takes at a time
-constexpr int64_t kKeepTask = 64;    // rows of a task
+constexpr int64_t kKeepTask = 64;          // rows of a task
+constexpr int64_t kThreadBytes = 1 << 18;  // of a copy, below which one thread is faster
+constexpr int64_t kTurnedWords = 1 << 15;  // of transposed bits, in the second-level cache
+constexpr int64_t kStreamBytes = 8 << 20;  // of a copy, which from there on is no longer cached
+constexpr int64_t kLineWords = 64 / sizeof(uint64_t);
 
 constexpr int64_t kGroupTask = 64;  // groups of rows of a task
 // Fewer entries of a strip do not pay for its sums, which leave the registers and come back.
 constexpr int64_t kLeastStrip = 16;
 
-int64_t share(int64_t rows, int64_t part, int64_t parts) { return rows * part / parts; }
+int64_t words(int64_t entries) { return (entries + kMaskWord - 1) / kMaskWord; }
+
+// The first row of a thread's share, in whole words of the columns' bits.
+int64_t share(int64_t rows, int64_t part, int64_t parts) {
+  return std::min(rows, words(rows) * part / parts * kMaskWord);
+}
+
+// How the scratch of a build is divided. A thread has its share of the rows in all of it, so that
+// nothing is handed over but where its entries of each column begin.
+struct Scratch {
+  int64_t bits_ld;   // words; an odd number of cache lines, so that columns spread over the cache
+  int64_t across;    // words of rows' bits that are transposed together
+  uint64_t* bits;    // rows x bits_ld
+  uint64_t* turned;  // threads x kTurnedWords, or more where that holds less than a word of columns
+  int64_t turned_size;
+  int32_t* cursor;  // threads x columns: where the thread's next entry of a column belongs
+  int32_t* next;    // rows: the position of a row's next entry
+  int32_t* found;   // threads x found_size: positions of a row or a column
+  int64_t found_size;
+  int64_t size;  // in int32_t
+
+  Scratch(int64_t rows, int64_t columns, int threads, int32_t* memory) {
+    const int64_t line = words(columns), height = words(rows) / threads + 1;
+    bits_ld = line < kLineWords ? line : ((line + kLineWords - 1) / kLineWords | 1) * kLineWords;
+    across = std::max<int64_t>(1, std::min(kLineWords, kTurnedWords / (height * kMaskWord)));
+    turned_size = across * height * kMaskWord;
+    found_size = std::max(columns, height * kMaskWord) + kMaskWord;
+    bits = reinterpret_cast<uint64_t*>(memory);
+    turned = bits + rows * bits_ld;
+    cursor = reinterpret_cast<int32_t*>(turned + threads * turned_size);
+    next = cursor + threads * columns;
+    found = next + rows;
+    size = 2 * (rows * bits_ld + threads * turned_size) + threads * (columns + found_size) + rows;
+  }
+};
 
 bool same_columns(const Order& order, int64_t row) {
   const int32_t* pointer = order.pointer + row;
@@ -76,15 +113,36 @@ int64_t groups(int64_t rows) { return (rows + kSharingRows - 1) / kSharingRows; 
 
 }  // namespace
 
-int64_t count_mask(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns,
-                   int32_t* row_pointer, int32_t* column_pointer, int32_t* cursor, int threads) {
+int64_t scratch_size(int64_t rows, int64_t columns, int threads) {
+  return Scratch(rows, columns, threads, nullptr).size;
+}
+
+int64_t count_mask(const uint8_t* mask, uint8_t* copy, int64_t rows, int64_t columns,
+                   int32_t* row_pointer, int32_t* column_pointer, int32_t* scratch, int threads) {
+  const Scratch s(rows, columns, threads, scratch);
+  const bool streams = rows * columns >= kStreamBytes;
   on_each_thread(threads, [&](int t) {
-    int32_t* counts = cursor + t * columns;
+    int32_t* counts = s.cursor + t * columns;
     std::fill(counts, counts + columns, 0);
-    const int64_t end = share(rows, t + 1, threads);
-    for (int64_t r = share(rows, t, threads); r < end; r += kCountRows)
-      kernels().count(mask + r * ld, ld, std::min(kCountRows, end - r), columns,
-                      row_pointer + 1 + r, counts);
+    const int64_t begin = share(rows, t, threads), end = share(rows, t + 1, threads);
+    std::fill(row_pointer + 1 + begin, row_pointer + 1 + end, 0);
+    for (int64_t r = begin; r < end; r += kMaskWord)
+      for (int64_t c = 0; c < columns; c += kMaskStrip) {
+        const int64_t height = std::min<int64_t>(kMaskWord, end - r);
+        const int64_t width = std::min<int64_t>(kMaskStrip, columns - c);
+        const uint8_t* from = mask + r * columns + c;
+        kernels().count(from, columns, height, width, s.bits + r * s.bits_ld + c / kMaskWord,
+                        s.bits_ld, row_pointer + 1 + r, counts + c);
+        if (!copy) continue;
+        for (int64_t i = 0; i < height; ++i) {
+          uint8_t* to = copy + (r + i) * columns + c;
+          if (streams)
+            kernels().stream(from + i * columns, width, to);
+          else
+            std::memcpy(to, from + i * columns, size_t(width));
+        }
+      }
+    if (streams) kernels().stream_end();
   });
   int64_t total = 0;
   row_pointer[0] = 0;
@@ -97,8 +155,8 @@ int64_t count_mask(const uint8_t* mask, int64_t ld, int64_t rows, int64_t column
   for (int64_t c = 0; c < columns; ++c) {
     column_pointer[c] = position;
     for (int64_t t = 0; t < threads; ++t) {
-      const int32_t count = cursor[t * columns + c];
-      cursor[t * columns + c] = position;
+      const int32_t count = s.cursor[t * columns + c];
+      s.cursor[t * columns + c] = position;
       position += count;
     }
   }
@@ -106,19 +164,42 @@ int64_t count_mask(const uint8_t* mask, int64_t ld, int64_t rows, int64_t column
   return total;
 }
 
-void fill_pattern(const uint8_t* mask, int64_t ld, const Pattern& pattern, int32_t* cursor,
-                  int threads) {
+// The columns' entries are the rows of the transposed bits, so that what is written lies together;
+// counting through the rows' pointers tells where an entry is in the row order.
+void fill_pattern(const Pattern& pattern, int32_t* scratch, int threads) {
   const Order &rows = pattern.by_row, &columns = pattern.by_column;
+  if (pattern.entries == 0) return;
+  const Scratch s(rows.rows, rows.columns, threads, scratch);
   on_each_thread(threads, [&](int t) {
-    int32_t* next = cursor + t * rows.columns;
-    const int64_t end = share(rows.rows, t + 1, threads);
-    for (int64_t r = share(rows.rows, t, threads); r < end; ++r) {
-      const int32_t first = rows.pointer[r], last = rows.pointer[r + 1];
-      kernels().extract(mask + r * ld, rows.columns, rows.index + first);
-      for (int32_t j = first; j < last; ++j) {
-        const int32_t at = next[rows.index[j]]++;
-        columns.index[at] = int32_t(r);
-        pattern.permutation[at] = j;
+    const int64_t begin = share(rows.rows, t, threads), end = share(rows.rows, t + 1, threads);
+    int32_t* found = s.found + t * s.found_size;
+    const int64_t line = words(rows.columns), height = words(end - begin);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t first = rows.pointer[r], count = rows.pointer[r + 1] - first;
+      s.next[r] = int32_t(first);
+      kernels().positions(s.bits + r * s.bits_ld, line, 0, count, found);
+      std::memcpy(rows.index + first, found, size_t(count) * sizeof(int32_t));
+    }
+    uint64_t* turned = s.turned + t * s.turned_size;
+    const int64_t share_entries = begin < end ? rows.pointer[end] - rows.pointer[begin] : 0;
+    const int64_t expected = share_entries / std::max<int64_t>(1, rows.columns);
+    for (int64_t w = 0; begin < end && w < line; w += s.across) {
+      const int64_t across = std::min(s.across, line - w);
+      for (int64_t h = 0; h < height; ++h) {
+        const int64_t row = begin + h * kMaskWord;
+        for (int64_t a = 0; a < across; ++a)
+          kernels().turn(s.bits + row * s.bits_ld + w + a, s.bits_ld,
+                         std::min<int64_t>(kMaskWord, end - row),
+                         turned + a * kMaskWord * height + h, height);
+      }
+      const int64_t last = std::min(rows.columns, (w + across) * kMaskWord);
+      for (int64_t c = w * kMaskWord; c < last; ++c) {
+        const uint64_t* bits = turned + (c - w * kMaskWord) * height;
+        const int64_t count = kernels().positions(bits, height, int32_t(begin), expected, found);
+        const int64_t at = s.cursor[t * rows.columns + c];
+        std::memcpy(columns.index + at, found, size_t(count) * sizeof(int32_t));
+        int32_t* position = pattern.permutation + at;
+        for (int64_t j = 0; j < count; ++j) position[j] = s.next[found[j]]++;
       }
     }
   });
@@ -155,6 +236,7 @@ void keep_masked(const void* from, int64_t from_ld, const uint8_t* mask, int64_t
                  int64_t rows, int64_t columns, int element, void* to, int threads) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);
+  if (rows * columns * element < kThreadBytes) threads = 1;
   parallel_for(threads, (rows + kKeepTask - 1) / kKeepTask, [&](int64_t task) {
     const int64_t end = std::min(rows, (task + 1) * kKeepTask);
     for (int64_t r = task * kKeepTask; r < end; ++r)

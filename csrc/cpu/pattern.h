@@ -29,16 +29,20 @@ struct Pattern {
   int64_t entries = 0;
 };
 
-// The first reading pass: the row and column pointers, and in cursor (threads x columns) where each
-// thread's share of the rows will write into each column. Returns the number of kept entries, or
-// -1 if they are too many for 32-bit positions (and the pointers are then not to be used).
-int64_t count_mask(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns,
-                   int32_t* row_pointer, int32_t* column_pointer, int32_t* cursor, int threads);
+// What a build needs beside the pattern, in int32_t, aligned for uint64_t: the mask in bits, an
+// eighth of it, and half a megabyte for each thread.
+int64_t scratch_size(int64_t rows, int64_t columns, int threads);
 
-// The second: everything else. The pointers and the cursor are those of count_mask with the same
-// number of threads.
-void fill_pattern(const uint8_t* mask, int64_t ld, const Pattern& pattern, int32_t* cursor,
-                  int threads);
+// The only reading pass over a mask without gaps between its rows: `copy` = the mask (unless it is
+// null), the row and column pointers, and in scratch what fill_pattern needs. Returns the number of
+// kept entries, or -1 if they are too many for 32-bit positions (and the pointers are then not to
+// be used).
+int64_t count_mask(const uint8_t* mask, uint8_t* copy, int64_t rows, int64_t columns,
+                   int32_t* row_pointer, int32_t* column_pointer, int32_t* scratch, int threads);
+
+// Everything else. The pointers and the scratch are those of count_mask with the same number of
+// threads.
+void fill_pattern(const Pattern& pattern, int32_t* scratch, int threads);
 
 // What find_structure finds, as it is kept: this, then a flag for each kSharingRows rows, and one
 // for each kSharingRows columns (RowEntries::shared).

@@ -5,8 +5,6 @@
 namespace sparsekern {
 namespace {
 
-constexpr int kMaskWord = 64;
-
 // Bit i is mask[i], for 64 bytes that are 0 or 1.
 inline uint64_t mask_bits(const uint8_t* mask) {
 #if defined(__AVX512BW__)
@@ -33,33 +31,104 @@ inline uint64_t mask_bits(const uint8_t* mask, int64_t count) {
   return bits;
 }
 
-void count(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, int32_t* row_counts,
-           int32_t* counts) {
-  // Bytes add up to 255 rows without overflow; a strip of columns stays in the first cache.
-  constexpr int64_t kStrip = 4096;
-  for (int64_t r = 0; r < rows; ++r) row_counts[r] = 0;
-  for (int64_t start = 0; start < columns; start += kStrip) {
-    const int64_t width = columns - start < kStrip ? columns - start : kStrip;
-    uint8_t sums[kStrip];
-    memset(sums, 0, size_t(width));
-    for (int64_t r = 0; r < rows; ++r) {
-      const uint8_t* row = mask + r * ld + start;
-      for (int64_t c = 0; c < width; ++c) sums[c] = uint8_t(sums[c] + row[c]);
-      int32_t total = 0;
-      int64_t c = 0;
-      for (; c + kMaskWord <= width; c += kMaskWord)
-        total += __builtin_popcountll(mask_bits(row + c));
-      total += __builtin_popcountll(c < width ? mask_bits(row + c, width - c) : 0);
-      row_counts[r] += total;
+void count(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, uint64_t* bits,
+           int64_t bits_ld, int32_t* row_counts, int32_t* counts) {
+  uint8_t sums[kMaskStrip];  // which add up to 255 rows without overflow
+  memset(sums, 0, size_t(columns));
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint8_t* row = mask + r * ld;
+    uint64_t* words = bits + r * bits_ld;
+    int32_t total = 0;
+    int64_t c = 0;
+    for (; c + kMaskWord <= columns; c += kMaskWord) {
+      for (int i = 0; i < kMaskWord; ++i) sums[c + i] = uint8_t(sums[c + i] + row[c + i]);
+      const uint64_t word = mask_bits(row + c);
+      total += __builtin_popcountll(word);
+      *words++ = word;
     }
-    for (int64_t c = 0; c < width; ++c) counts[start + c] += sums[c];
+    if (c < columns) {
+      for (int64_t i = c; i < columns; ++i) sums[i] = uint8_t(sums[i] + row[i]);
+      *words = mask_bits(row + c, columns - c);
+      total += __builtin_popcountll(*words);
+    }
+    row_counts[r] += total;
+  }
+  for (int64_t c = 0; c < columns; ++c) counts[c] += sums[c];
+}
+
+// Of the words in pairs of rows that are kHalf apart, the squares off the diagonal change places.
+template <int kHalf>
+inline void turn_squares(uint64_t* words) {
+  constexpr uint64_t kLow = ~uint64_t(0) / ((uint64_t(1) << kHalf) + 1);
+  for (int first = 0; first < kMaskWord; first += 2 * kHalf)
+    for (int r = first; r < first + kHalf; ++r) {
+      const uint64_t changed = ((words[r] >> kHalf) ^ words[r + kHalf]) & kLow;
+      words[r + kHalf] ^= changed;
+      words[r] ^= changed << kHalf;
+    }
+}
+
+void turn(const uint64_t* bits, int64_t bits_ld, int64_t rows, uint64_t* turned,
+          int64_t turned_ld) {
+  uint64_t words[kMaskWord] = {};
+  for (int64_t r = 0; r < rows; ++r) words[r] = bits[r * bits_ld];
+  turn_squares<32>(words);
+  turn_squares<16>(words);
+  turn_squares<8>(words);
+  turn_squares<4>(words);
+  turn_squares<2>(words);
+  turn_squares<1>(words);
+  for (int64_t c = 0; c < kMaskWord; ++c) turned[c * turned_ld] = words[c];
+}
+
+// Keeps the compiler from putting neighbouring elements into a vector one by one, to store it then.
+inline void store_apart() { asm volatile("" ::: "memory"); }
+
+// Always whole groups of positions, of which those beyond the last bit are overwritten by what
+// follows: how many there are is not to be foreseen, and would cost a misprediction for each word.
+template <int kGroup>
+inline int32_t* put_positions(uint64_t bits, int32_t base, int32_t* index) {
+  int32_t* end = index + __builtin_popcountll(bits);
+  while (true) {
+    for (int i = 0; i < kGroup; ++i) {
+      index[i] = base + __builtin_ctzll(bits | uint64_t(1) << 63);
+      bits &= bits - 1;
+      store_apart();
+    }
+    if (!bits) return end;
+    index += kGroup;
   }
 }
 
-void extract(const uint8_t* mask, int64_t columns, int32_t* index) {
-  for (int64_t c = 0; c < columns; c += kMaskWord)
-    for (uint64_t bits = mask_bits(mask + c, columns - c); bits; bits &= bits - 1)
-      *index++ = int32_t(c) + __builtin_ctzll(bits);
+#if defined(__AVX512F__)
+inline int32_t* compress_positions(uint64_t bits, int32_t base, int32_t* index) {
+  const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int i = 0; i < kMaskWord; i += 16) {
+    const __mmask16 part = __mmask16(bits >> i);
+    const __m512i here = _mm512_add_epi32(first, _mm512_set1_epi32(base + i));
+    _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(part, here));
+    index += __builtin_popcount(part);
+  }
+  return index;
+}
+#endif
+
+int64_t positions(const uint64_t* bits, int64_t words, int32_t base, int64_t expected,
+                  int32_t* index) {
+  const int32_t* start = index;
+  const bool few = expected <= 2 * words;
+  for (int64_t w = 0; w < words; ++w) {
+    const int32_t first = base + int32_t(w) * kMaskWord;
+    if (few)
+      index = put_positions<4>(bits[w], first, index);
+    else
+#if defined(__AVX512F__)
+      index = compress_positions(bits[w], first, index);
+#else
+      index = put_positions<8>(bits[w], first, index);
+#endif
+  }
+  return index - start;
 }
 
 void stream(const void* from, int64_t bytes, void* to) {
@@ -102,7 +171,7 @@ void keep(const void* from, const uint8_t* mask, int64_t count, int element, voi
     keep_bits(static_cast<const uint16_t*>(from), mask, count, static_cast<uint16_t*>(to));
 }
 
-constexpr MaskTable kMask = {count, extract, stream, stream_end, keep};
+constexpr MaskTable kMask = {count, turn, positions, stream, stream_end, keep};
 
 }  // namespace
 }  // namespace sparsekern

@@ -28,6 +28,11 @@ constexpr int kLeastPanel = kLeastPanelBytes / int(sizeof(T));
 constexpr int kSharingRows = 4;
 constexpr int kStripColumns = 64;
 
+// Entries of a mask that are looked at together: a word of bits, and columns within the first
+// cache.
+constexpr int kMaskWord = 64;
+constexpr int kMaskStrip = 4096;
+
 // The kept entries of consecutive rows: row r has [pointer[r], pointer[r + 1]) of `index` (the
 // entry's column) and of an array of values in the same order.
 struct RowEntries {
@@ -85,12 +90,22 @@ struct MaskedTable {
 
 // Independent of the element type.
 struct MaskTable {
-  // counts[c] += mask[r][c] over `rows` <= 255 rows of bytes 0 or 1; row_counts[r] = their sums.
-  void (*count)(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, int32_t* row_counts,
-                int32_t* counts);
+  // Over `rows` <= 255 rows of `columns` <= kMaskStrip bytes that are 0 or 1: bits[r] = the row, a
+  // bit a byte (`bits_ld` words from row to row); row_counts[r] += its sum; counts[c] +=
+  // mask[r][c].
+  void (*count)(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, uint64_t* bits,
+                int64_t bits_ld, int32_t* row_counts, int32_t* counts);
 
-  // index = the columns of a row where mask is not 0, ascending.
-  void (*extract)(const uint8_t* mask, int64_t columns, int32_t* index);
+  // The transpose of up to kMaskWord rows of one word each: bit r of turned[c * turned_ld] is bit c
+  // of bits[r * bits_ld].
+  void (*turn)(const uint64_t* bits, int64_t bits_ld, int64_t rows, uint64_t* turned,
+               int64_t turned_ld);
+
+  // index = base + the positions of the bits that are set, ascending; returns how many there are.
+  // Up to kMaskWord elements beyond them are written too. How many are expected makes no
+  // difference but to the time.
+  int64_t (*positions)(const uint64_t* bits, int64_t words, int32_t base, int64_t expected,
+                       int32_t* index);
 
   // Copies past the caches, for outputs larger than they are. stream_end() once, at the end.
   void (*stream)(const void* from, int64_t bytes, void* to);

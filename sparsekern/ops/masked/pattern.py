@@ -41,7 +41,7 @@ class SparsityPattern:
     """Which entries of a weight are kept, prepared once for products that skip the others.
 
     On the CPU it holds the kept positions in row order and in column order (32-bit, 12 bytes per
-    kept entry together), built in two reading passes over the mask; on a GPU with CUDA kernels the
+    kept entry together), built in one reading pass over the mask; on a GPU with CUDA kernels the
     same, built there in one pass, with an eighth of room to spare; elsewhere only the mask, for
     which plain PyTorch needs no more. On the CPU blocks and N:M groups among the kept entries are
     noticed meanwhile, and products make use of them. Pickling and deep copies carry the mask and
@@ -62,16 +62,18 @@ class SparsityPattern:
 
     def __init__(self, mask: Tensor) -> None:
         _check_mask(mask)
-        self._adopt(mask.detach().clone(memory_format=torch.contiguous_format))
+        own = torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
+        self._adopt(own, mask.detach())
 
-    def _adopt(self, mask: Tensor) -> None:
-        self._mask = mask
+    def _adopt(self, own: Tensor, mask: Tensor) -> None:
+        """Builds from a mask in the memory of its own one, which may be the same tensor."""
+        self._mask = own
         self._buffers: list[Tensor] = []
         self._tensors: list[Tensor] = []
         self._nnz = 0
         self._structure = Structure()
         self._device: DeviceOrders | None = None
-        self._build()
+        self._build(mask)
 
     @property
     def mask(self) -> Tensor:
@@ -167,8 +169,7 @@ class SparsityPattern:
                 "expected the same"
             )
         self._check_device(mask, "mask")
-        self._mask.copy_(mask.detach())
-        self._build()
+        self._build(mask.detach())
         return self
 
     def to(self, device: torch.device | str | int) -> SparsityPattern:
@@ -338,7 +339,7 @@ class SparsityPattern:
         return {"mask": self._mask}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._adopt(state["mask"])
+        self._adopt(state["mask"], state["mask"])
 
     def __copy__(self) -> SparsityPattern:
         return SparsityPattern(self._mask)
@@ -347,7 +348,8 @@ class SparsityPattern:
         # By way of memo: a module's mask buffer and its pattern's mask stay one tensor.
         result = SparsityPattern.__new__(SparsityPattern)
         memo[id(self)] = result
-        result._adopt(copy.deepcopy(self._mask, memo))
+        own = copy.deepcopy(self._mask, memo)
+        result._adopt(own, own)
         return result
 
     def _check_device(self, x: Tensor, name: str) -> None:
@@ -366,8 +368,13 @@ class SparsityPattern:
             )
         self._check_device(values, "values")
 
-    def _build(self) -> None:
+    def _build(self, mask: Tensor) -> None:
         rows, columns = self.rows, self.columns
+        on_cpu = self._mask.device.type == "cpu" and not missing_reason("cpu")
+        # The core copies while it counts, where it can read the mask as it lies in memory.
+        copies = on_cpu and _is_apart(mask, self._mask)
+        if not copies and mask is not self._mask:
+            self._mask.copy_(mask)
         if runs_cuda_kernels(self._mask.device):
             if self._device is None:
                 self._device = DeviceOrders(self._mask)
@@ -375,7 +382,7 @@ class SparsityPattern:
                 self._device.update(self._mask)
             self._tensors = self._device.tensors
             return
-        if self._mask.device.type != "cpu" or missing_reason("cpu"):
+        if not on_cpu:
             self._nnz = int(self._mask.sum())
             self._tensors = [self._mask]
             return
@@ -384,17 +391,11 @@ class SparsityPattern:
         core = native.cpu()
         threads = _threads(rows, columns)
         row_pointer, column_pointer = self._buffer(1, rows + 1), self._buffer(3, columns + 1)
-        cursor = self._buffer(0, threads * columns)
-        self._nnz = core.count_mask(
-            self._mask.data_ptr(),
-            columns,
-            rows,
-            columns,
-            row_pointer.data_ptr(),
-            column_pointer.data_ptr(),
-            cursor.data_ptr(),
-            threads,
-        )
+        scratch = self._buffer(0, core.scratch_size(rows, columns, threads))
+        own = self._mask.data_ptr()
+        masks = (mask.data_ptr(), own) if copies else (own, 0)
+        written = [tensor.data_ptr() for tensor in (row_pointer, column_pointer, scratch)]
+        self._nnz = core.count_mask(*masks, rows, columns, *written, threads)
         if self._nnz < 0:
             raise ValueError(f"mask of shape {tuple(self.shape)} keeps 2^31 entries or more")
         nnz = self._nnz
@@ -406,9 +407,7 @@ class SparsityPattern:
             self._buffer(4, nnz),
             self._buffer(5, nnz),
         ]
-        core.fill_pattern(
-            self._mask.data_ptr(), columns, core_pattern(self._tensors), cursor.data_ptr(), threads
-        )
+        core.fill_pattern(core_pattern(self._tensors), scratch.data_ptr(), threads)
         structure = self._buffer(6, core.structure_size(rows, columns))
         core.find_structure(core_pattern(self._tensors), structure.data_ptr(), threads)
         self._tensors.append(structure)
@@ -450,8 +449,18 @@ def gather_values(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _threads(rows: int, columns: int) -> int:
-    # A second thread for a mask of less than a quarter megabyte costs more than it saves.
-    return 1 if rows * columns < 1 << 18 else max(1, min(torch.get_num_threads(), rows))
+    # A second thread for a mask of less than a quarter megabyte costs more than it saves. The core
+    # takes 64 rows at a time.
+    return 1 if rows * columns < 1 << 18 else min(torch.get_num_threads(), -(-rows // 64))
+
+
+def _is_apart(mask: Tensor, own: Tensor) -> bool:
+    """Whether a mask is plain memory without gaps, other than that of a pattern's own mask."""
+    return (
+        type(mask) is Tensor
+        and mask.is_contiguous()
+        and mask.untyped_storage().data_ptr() != own.untyped_storage().data_ptr()
+    )
 
 
 def _check_mask(mask: object) -> None:

@@ -16,6 +16,7 @@ import sparsekern as sk
 ZERO_ONE, ONE = torch.tensor([0, 1]), torch.tensor([0])
 MASKS = {
     "random": lambda: torch.rand(300, 500) > 0.9,
+    "sparse": lambda: torch.rand(200, 700) > 0.98,
     "wide": lambda: torch.rand(3, 9000) > 0.5,
     "tall": lambda: torch.rand(2000, 3) > 0.5,
     "odd": lambda: torch.rand(257, 67) > 0.7,
@@ -87,6 +88,22 @@ def test_threads_make_no_difference() -> None:
             check_orders(sk.SparsityPattern(mask), mask)
     finally:
         torch.set_num_threads(before)
+
+
+def test_masks_beyond_the_caches_and_of_many_words() -> None:
+    for shape, level in (((2900, 2901), 0.995), ((70, 8200), 0.97), ((33000, 70), 0.9)):
+        mask = torch.rand(shape) > level
+        pattern = sk.SparsityPattern(mask)
+        assert torch.equal(pattern.mask, mask)
+        check_orders(pattern, mask)
+
+
+def test_update_with_memory_of_its_own() -> None:
+    pattern = sk.SparsityPattern(torch.rand(200, 200) > 0.7)
+    pattern.mask[:100] = False
+    expected = pattern.mask.clone()
+    check_orders(pattern.update_(pattern.mask), expected)
+    assert torch.equal(pattern.mask, expected)
 
 
 def test_copies() -> None:
