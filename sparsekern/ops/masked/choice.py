@@ -28,21 +28,26 @@ _PANEL_BYTES = 1 << 17  # of a tile that stay in the second-level cache
 _CALL = 30000.0  # nanoseconds that torch's operators and their parallel regions add
 
 _CACHED_BYTES = 16 << 20  # of a weight that may stay in the last-level cache
-_MASKED_RATES = (2.5, 1.0)  # weights written to a masked copy per nanosecond: cached, not cached
-_READ_RATE = 12.5  # bytes of the weight's cache lines that hold kept entries
+_MASKED_RATES = (3.4, 1.6)  # weights written to a masked copy per nanosecond: cached, not cached
+_READ_RATE = 30.0  # bytes of the weight's cache lines that hold kept entries
 _LINE = 64
 _ENTRY = 1.2  # nanoseconds to read a kept weight, or to write its gradient
-_PACKED = 2.4  # elements of the batch brought into panels and back
-_WRITTEN = 2.5  # elements of the dense gradient
+_PACKED = 3.05  # elements of the batch brought into panels and back
+_WRITTEN = 3.2  # elements of the dense gradient
 # The column order reads values at random: nanoseconds an entry, and more for each million entries
 # until every read misses the caches.
-_PERMUTED, _PERMUTED_MORE, _PERMUTED_MOST = 1.0, 0.4, 12.0
+_PERMUTED, _PERMUTED_MORE, _PERMUTED_MOST = 1.4, 0.55, 12.0
 _LEAST_LANES = 16  # that a multiply-add covers, except for a batch of one
-# Of a convolution: nanoseconds to look a kept weight up. Of torch's: how much longer operations and
-# pixels take than those of many channels and of a depthwise one, pixels of the gradient of x where
-# there is a stride, and nanoseconds for each entry of the weight's gradient.
-_TAP = 5.3
-_DENSE_WORK, _DENSE_PIXELS, _DENSE_STRIDED, _DENSE_ENTRY = 1.34, 0.56, 5.6, 1.4
+# Of a convolution: nanoseconds of a call by kept weights, and to look a kept weight up.
+_CONV_CALL, _TAP = 18000.0, 6.1
+# Of torch's: nanoseconds of a call; how much longer operations and pixels take than those of many
+# channels and of a depthwise one; how many pixels stay cached, and what each of the others adds;
+# how much longer operations take with no more than 16 channels in a group; pixels of the gradient
+# of x where there is a stride; and nanoseconds for each entry of the weight's gradient.
+_DENSE_CALL, _DENSE_WORK, _DENSE_PIXELS = 44500.0, 1.34, 0.4
+_DENSE_CACHED, _DENSE_FAR = 2e6, 2.7
+_DENSE_NARROW, _DENSE_STRIDED, _DENSE_ENTRY = 0.33, 2.2, 3.5
+_NARROW = 16
 
 
 def algorithm(
@@ -165,22 +170,23 @@ def convolution_nanoseconds(
     images, pixels = max(1, x[0]), out[0] * out[1]
     # Pixels of both tensors: what is brought into panels and back, or into torch's own layout.
     moved = images * (x[1] * x[2] * x[3] + weight[0] * pixels)
-    operations = 2 * images * pixels * math.prod(weight)
-    pixel = rates.dense_pixel * _DENSE_PIXELS
-    if part == "input" and 2 * pixels <= x[2] * x[3]:
-        pixel *= _DENSE_STRIDED
-    dense = operations / rates.convolution * _DENSE_WORK + moved * pixel
-    if part == "weight":
-        dense += math.prod(weight) * _DENSE_ENTRY
-    dense = _CALL + dense / threads
-    # Lanes are images, or, where these do not fill a vector, strips of rows of them.
-    filled = math.ceil(images / _LEAST_LANES) * _LEAST_LANES / images
-    lanes = filled if images > _LEAST_LANES else 1.0
     if part != "input":  # a kernel smaller than its stride leaves pixels unread
         seen = min(x[2] * x[3], pixels * weight[2] * weight[3])
         moved -= images * x[1] * (x[2] * x[3] - seen)
+    work = _DENSE_WORK * 2 * images * pixels * math.prod(weight) / rates.convolution
+    work *= 1 + _DENSE_NARROW * (_NARROW / max(_NARROW, weight[1])) ** 2
+    pixel = rates.dense_pixel * _DENSE_PIXELS
+    if part == "input" and 2 * pixels <= x[2] * x[3]:
+        pixel *= _DENSE_STRIDED
+    work += pixel * (moved + _DENSE_FAR * max(0.0, moved - _DENSE_CACHED))
+    if part == "weight":
+        work += math.prod(weight) * _DENSE_ENTRY
+    dense = _DENSE_CALL + work / threads
+    # Lanes are images, or, where these do not fill a vector, strips of rows of them.
+    filled = math.ceil(images / _LEAST_LANES) * _LEAST_LANES / images
+    lanes = filled if images > _LEAST_LANES else 1.0
     work = 2 * images * pixels * nnz / rates.sparse_convolution + moved * rates.sparse_pixel
-    sparse = _CALL / 2 + (work * lanes + _TAP * nnz) / threads
+    sparse = _CONV_CALL + (work * lanes + _TAP * nnz) / threads
     return dense, sparse
 
 

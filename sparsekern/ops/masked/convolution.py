@@ -133,9 +133,7 @@ def algorithms(
         )
         return forward, of_input, of_weight
     if _is_product(images, weight, geometry) and _is_sparse_product(images, pattern):
-        batch = images.shape[0] * images.shape[2] * images.shape[3]
-        sizes = (batch, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
-        found = [choice.here(part, *sizes) for part in choice.PARTS]
+        found = [_is_sparse_product(images, pattern, part) for part in choice.PARTS]
     else:
         found = [
             cpu.convolves_sparsely(part, images, weight, geometry, pattern.nnz)
@@ -196,9 +194,12 @@ def _is_product(x: Tensor, weight: Tensor, geometry: cpu.Geometry) -> bool:
     )
 
 
-def _is_sparse_product(x: Tensor, pattern: SparsityPattern) -> bool:
+def _is_sparse_product(x: Tensor, pattern: SparsityPattern, part: str = "forward") -> bool:
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return choice.here("forward", pixels, pattern.rows, pattern.columns, pattern.nnz, x.dtype)
+    structure = pattern.structure
+    in_blocks = structure.columns if part == "input" else structure.rows
+    sizes = (pixels, pattern.rows, pattern.columns, pattern.nnz)
+    return choice.here(part, *sizes, x.dtype, in_blocks)
 
 
 def _is_product_on_gpu(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern.ops.masked import choice
+from sparsekern.ops.masked import choice, convolution
 from sparsekern.ops.masked.pattern import Structure
 from sparsekern.ops.masked.rates import DEFAULTS
 
@@ -122,3 +122,14 @@ def test_the_choice_knows_blocks() -> None:
         dense = [sum(chosen(part, n, n * share) == "dense" for n in steps) for share in (0, 1)]
         assert dense[1] <= dense[0]
     assert chosen("forward", 100_000, 100_000, batch=1) == "block"
+
+
+@compiled_only
+def test_pointwise_convolutions_know_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_machine", lambda dtype: (2, DEFAULTS["avx512"].float32))
+    x = torch.randn(1, 1024, 16, 16).to(memory_format=torch.channels_last)
+    weight = torch.randn(1024, 1024, 1, 1)
+    masks = {"dense": torch.rand(1024, 1024) > 0.3, "sparse": blocks(1024, 1024, 4, 4, 0.3)}
+    for expected, mask in masks.items():
+        pattern = sk.SparsityPattern(mask.view_as(weight))
+        assert convolution.algorithms(x, weight, pattern)[0] == expected
