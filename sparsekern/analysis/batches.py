@@ -111,8 +111,9 @@ def paired(
 ) -> Iterator[tuple[Any, Any]]:
     """Batches of both models in step; with one loader both get the same batch.
 
-    A batch of fewer samples than ``least`` is merged with the one before it; where that cannot be
-    done (lengths of sequences differ) it is left out with a warning.
+    Batches of fewer samples than ``least`` are merged with those after them, what is left of them
+    at the end with the batch before it; where that cannot be done (lengths of sequences differ)
+    the smaller one is left out with a warning.
 
     Args:
         loader1: an iterable of batches, or one batch as a tensor.
@@ -131,32 +132,37 @@ def paired(
         pairs: Iterator[tuple[Any, Any]] = ((batch, batch) for batch in _batches(loader1))
     else:
         pairs = _in_step(loader1, loader2, checked)
-    pending: tuple[Any, Any] | None = None
+    ready: tuple[Any, Any] | None = None  # held back: a short last batch may have to join it
+    short: tuple[Any, Any] | None = None
     for pair in _limited(pairs, max_samples):
-        if pending is None:
-            pending = pair
-        elif min(_size(pair), _size(pending)) < least:
-            merged = _merged(pending, pair)
-            if merged is None:
-                small = min(_size(pair), _size(pending))
-                warnings.warn(
-                    f"a batch of {small} sample(s) was left out: it cannot be merged with its "
-                    f"neighbour, and the estimator needs {least}",
-                    stacklevel=3,
-                )
-                pending = max(pending, pair, key=_size)
-            else:
-                pending = merged
-        else:
-            yield pending
-            pending = pair
-    if pending is None:
-        return
-    if _size(pending) < least:
+        joined = pair if short is None else _as_one(short, pair, least)
+        short = None
+        if _size(joined) < least:
+            short = joined
+            continue
+        if ready is not None:
+            yield ready
+        ready = joined
+    if ready is None and short is not None:
         raise ValueError(
-            f"the data has {_size(pending)} sample(s) in all; at least {least} are needed"
+            f"the data has {_size(short)} sample(s) in all; at least {least} are needed"
         )
-    yield pending
+    if ready is not None:
+        yield ready if short is None else _as_one(ready, short, least)
+
+
+def _as_one(first: tuple[Any, Any], second: tuple[Any, Any], least: int) -> tuple[Any, Any]:
+    """Both as one batch, or the larger of two that cannot be one."""
+    merged = _merged(first, second)
+    if merged is not None:
+        return merged
+    smaller, larger = sorted((first, second), key=_size)
+    warnings.warn(
+        f"a batch of {_size(smaller)} sample(s) was left out: it cannot be merged with its "
+        f"neighbour, and the estimator needs {least}",
+        stacklevel=4,
+    )
+    return larger
 
 
 def _batches(loader: Iterable[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     files += [] if args.model2 is None else [args.model2.endswith(_FEATURE_FILES)]
     if len(set(files)) > 1:
         raise ValueError("A and B must both be models or both be files of features")
+    _check_out(args.out)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning  # type: ignore[assignment]
@@ -148,8 +150,21 @@ def _print_warning(message: Warning | str, *_rest: Any) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
+def _check_out(out: Path) -> None:
+    """Refuses a place that cannot be written to before anything is computed.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be made: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: no permission in {out.parent}")
+
+
 def _report(result: CKAResult, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     written = [result.save(_with(out, ".npz")), _with(out, ".csv")]
     result.to_csv(written[1])
     if importlib.util.find_spec("matplotlib") is not None:

@@ -109,8 +109,11 @@ class Settings:
         _at_least("image-size", self.image_size, 4)
         _positive("lr", self.lr)
         _positive("gamma", self.gamma)
-        for option in ("weight_decay", "momentum", "label_smoothing"):
-            _not_negative(option, getattr(self, option))
+        _not_negative("weight_decay", self.weight_decay)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"--label-smoothing must be from 0 to 1, got {self.label_smoothing}")
         if self.nesterov and not self.momentum and self.optimizer == "sgd":
             raise ValueError("--momentum 0 has no Nesterov form: add --no-nesterov")
         if any(not 0 < share < 1 for share in self.milestones):
@@ -269,4 +272,5 @@ def _positive(option: str, value: float) -> None:
 
 def _not_negative(option: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ValueError(f"--{option.replace('_', '-')} must not be negative, got {value}")
+        name = option.replace("_", "-")
+        raise ValueError(f"--{name} must be finite and not negative, got {value}")

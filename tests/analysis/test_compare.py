@@ -125,6 +125,14 @@ def test_a_small_last_batch_is_merged_with_the_one_before(left, net, images):
     assert torch.equal(result.matrix, expected.matrix)
 
 
+@pytest.mark.parametrize(("size", "sizes"), [(2, [4, 4, 4, 5]), (3, [6, 6, 5]), (1, [4, 4, 4, 5])])
+def test_small_batches_are_merged_as_far_as_they_must(size, sizes, net, images):
+    result = CKA(net).compare(images[:17].split(size), progress=False)
+    expected = CKA(net).compare(images[:17].split(sizes), progress=False)
+    assert result.batches == len(sizes)
+    assert torch.equal(result.matrix, expected.matrix)
+
+
 def test_a_small_batch_that_cannot_be_merged_is_left_out_with_a_notice(tools):
     sequences = [torch.randn(8, 6, 4), torch.randn(2, 5, 4)]
     net = nn.Sequential(nn.Linear(4, 3)).eval()
