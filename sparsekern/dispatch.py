@@ -149,7 +149,12 @@ def runs_triton_kernels(device: torch.device) -> bool:
     """
     if device == _CPU and requested() != "triton":
         return False
-    return not missing_reason("triton") and not _triton_refuses(device.type, device.index)
+    return _triton_runs(device.type, device.index)
+
+
+@functools.cache  # asked at every product: looking for a module that is not imported takes long
+def _triton_runs(device_type: str, index: int | None) -> bool:
+    return not missing_reason("triton") and not _triton_refuses(device_type, index)
 
 
 def select(device: torch.device, *, has_cuda: bool = False) -> str:

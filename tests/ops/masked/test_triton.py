@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
+from sparsekern.nn import measurement
 from sparsekern.ops.masked.triton import choice, plan
 from sparsekern.ops.tiled import device
 from sparsekern.ops.tiled.configurations import configuration
@@ -191,6 +192,11 @@ def test_gradients_of_gradients_are_refused() -> None:
     )
     with pytest.raises(RuntimeError, match="masked_triton operators cannot be differentiated"):
         grad.sum().backward()
+
+
+def test_a_layer_says_what_computes_it() -> None:
+    layer = sk.nn.MaskedLinear(6, 5, mask=torch.ones(5, 6, dtype=torch.bool)).to(DEVICE)
+    assert measurement.kernels(layer, torch.randn(3, 6, device=DEVICE)) == ("dense",) * 3
 
 
 @pytest.mark.parametrize("sizes", [(1, 512, 512), (300, 200, 130), (16, 4096, 130)], ids=str)
