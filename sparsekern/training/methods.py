@@ -95,6 +95,8 @@ def _rst(settings: Settings, seed: int, steps: int, loader: BatchLoader, given: 
 
 
 def _gmp(settings: Settings, seed: int, steps: int, loader: BatchLoader, given: _Options) -> Any:
+    if "once" in given:
+        return pruning.GMP, _pruned_once(settings, steps, given)
     end = max(2, int(_PRUNING_SHARE * steps))
     return pruning.GMP, {"end": end, "every": _interval(end), **given}
 
@@ -149,6 +151,19 @@ _METHODS: dict[str, Callable[[Settings, int, int, BatchLoader, _Options], Any]] 
     "art": _art,
     "optg": _optg,
 }
+
+
+def _pruned_once(settings: Settings, steps: int, given: _Options) -> _Options:
+    """Turns ``once``, a share of the steps, into a schedule of one pruning to the full sparsity."""
+    once = given["once"]
+    if isinstance(once, bool) or not isinstance(once, int | float) or not 0 <= once <= 1:
+        raise ValueError(f"--set gmp.once must be a share of the steps, from 0 to 1, got {once}")
+    of_schedule = sorted({"begin", "end", "every", "initial"} & given.keys())
+    if of_schedule:
+        raise ValueError(f"--set gmp.once leaves no schedule: leave out gmp.{of_schedule[0]}")
+    begin = round(once * steps)
+    rest = {name: value for name, value in given.items() if name != "once"}
+    return {"begin": begin, "end": begin + 1, "every": 1, "initial": settings.sparsity, **rest}
 
 
 def _interval(end: int) -> int:

@@ -62,7 +62,7 @@ def results_table(summary: Record) -> Table:
     """The summary for people: a row per loss, and the paired difference below."""
     settings = summary["settings"]
     title = (
-        f"{settings['model']} on digits, sparsity {settings['sparsity']:g}, "
+        f"{settings['model']} on {settings['data']}, sparsity {settings['sparsity']:g}, "
         f"{settings['epochs']} epochs, {settings['seeds']} seed(s): mean ± std"
     )
     table = Table(title=title, title_justify="left")

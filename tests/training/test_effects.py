@@ -34,9 +34,10 @@ def test_every_claim_trains_its_arms_alike_but_for_what_is_compared():
 
 
 def test_epochs_are_the_same_in_all_for_one_shot_magnitude():
-    learned, one_shot = (arm.settings({}) for arm in CLAIMS[-1].arms)
+    learned, last, one_shot = (arm.settings({}) for arm in CLAIMS[-1].arms)
     assert one_shot.options["lth"] == {"rounds": 1, "rewind": None}
     assert learned.epochs == (one_shot.options["lth"]["rounds"] + 1) * one_shot.epochs
+    assert (last.method, last.options["gmp"], last.epochs) == ("gmp", {"once": 1.0}, learned.epochs)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,25 @@ def test_the_schedules_span_the_training():
     assert (make_run("gmp", **given).pruner.every, make_run("gmp", **given).pruner.events) == (7, 4)
 
 
+@pytest.mark.parametrize(("once", "step"), [(0, 0), (0.5, 24), (1.0, 48)])
+def test_magnitude_pruning_in_one_shot(once, step):
+    """Dense, bit for bit, up to one step, then at once the largest weights of all layers."""
+    run, dense = make_run("gmp", options={"gmp": {"once": once}}), make_run("dense", sparsity=0.0)
+    for made in (run, dense):
+        finish(made, steps=step)
+    weights = {name: dense.model.get_parameter(name).detach() for name in run.pruner.masks}
+    threshold = torch.cat([w.abs().flatten() for w in weights.values()]).sort().values
+    threshold = threshold[math.floor(0.9 * len(threshold))]
+    for name, mask in run.pruner.masks.items():
+        assert torch.equal(mask, weights[name].abs() >= threshold), name
+        assert torch.equal(run.model.get_parameter(name), weights[name] * mask), name
+    masks = {name: mask.clone() for name, mask in run.pruner.masks.items()}
+    records = finish(run)
+    assert all(torch.equal(mask, masks[name]) for name, mask in run.pruner.masks.items())
+    assert len(records) == 4 - step // 12
+    assert run.pruner.kept == run.pruner.total - math.floor(0.9 * run.pruner.total)
+
+
 def test_lottery_tickets_begin_anew_in_each_round():
     run = make_run("lth")
     assert run.epochs == 12
@@ -114,6 +133,9 @@ def test_masks_of_one_seed_are_the_same_for_methods_that_begin_at_random():
         (["--method", "snip", "--set", "snip.batches=99"], "from 1 to the 12 of an epoch, got 99"),
         (["--method", "grasp", "--set", "grasp.temperature=0"], "temperature must be a positive"),
         (["--method", "gmp", "--set", "gmp.end=1", "--set", "gmp.every=9"], "--set gmp...: begin"),
+        (["--method", "gmp", "--set", "gmp.once=2"], "gmp.once must be a share of the steps"),
+        (["--method", "gmp", "--set", "gmp.once=true"], "from 0 to 1, got True"),
+        (["--method", "gmp", "--set", "gmp.once=1", "--set", "gmp.end=9"], "leave out gmp.end"),
         (["--method", "optg", "--epochs", 1], "--set optg...: epochs must be at least 2"),
         (["--method", "rst", "--sparsity", 0.9999], "--method rst: sparsity 0.9999 leaves"),
         (["--regularizer", "layersparsity", "--set", "layersparsity.strength=-1"], "strength must"),

@@ -164,8 +164,13 @@ CLAIMS = (
         (
             Arm("optg-learned", "OptG", _OPTG),
             Arm(
+                "optg-one-shot-last",
+                "magnitude, once, after the last step (not trained on)",
+                {**_OPTG, "method": "gmp", "options": {"gmp": {"once": 1.0}}},
+            ),
+            Arm(
                 "optg-one-shot",
-                "magnitude, once, between two halves of the epochs",
+                "magnitude, once, between two halves of the epochs (trained on)",
                 # One round of LTH that does not rewind: train, prune once, train on.
                 {
                     **_OPTG,
