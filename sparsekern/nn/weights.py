@@ -58,7 +58,7 @@ def find_weights(
 
     Raises:
         TypeError: if the model is no module, or something else than names and modules is excluded.
-        ValueError: for an excluded name that no module has.
+        ValueError: for an excluded name or module that the model does not have.
     """
     core = unwrap(model)
     excluded = excluded_modules(core, exclude)
@@ -88,11 +88,13 @@ def excluded_modules(model: nn.Module, exclude: Iterable[str | nn.Module]) -> se
 
     Raises:
         TypeError: for something else.
-        ValueError: for a name that no module has.
+        ValueError: for a name that no module has, or a module that is not the model's.
     """
     modules = {clean_name(name): module for name, module in model.named_modules()}
-    found: set[nn.Module] = set()
+    own, found = set(model.modules()), set[nn.Module]()
     for item in listed(exclude):
+        if isinstance(item, nn.Module) and item not in own:
+            raise ValueError(f"exclude holds a {type(item).__name__} that is not in the model")
         if isinstance(item, str) and item not in modules:
             raise ValueError(f"exclude names {item!r}, and the model has no module of that name")
         found |= set((modules[item] if isinstance(item, str) else item).modules())

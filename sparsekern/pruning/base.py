@@ -15,7 +15,7 @@ from ..nn.weights import Weight, find_weights, listed
 from ..nn.wrappers import unwrap
 from ..ops import checks
 from .distributed import broadcast, group_of
-from .optimizers import StepWatch, clear_state
+from .optimizers import StepWatch, check_optimizer, clear_state
 
 _Self = TypeVar("_Self", bound="Pruner")
 
@@ -128,7 +128,7 @@ class Pruner(ABC):
             RuntimeError: if it is attached already.
             ValueError: if the model has no weight to prune, or so few remain that
                 ``min_per_layer`` cannot be kept.
-            TypeError: for sharded parameters, or if the model is no module.
+            TypeError: for sharded parameters, or arguments of another kind.
         """
         if self._weights:
             raise RuntimeError("attach: this pruner is attached already; make another one")
@@ -342,6 +342,7 @@ class Pruner(ABC):
 
     def _watch_optimizer(self) -> None:
         """Puts hooks on the optimizer."""
+        check_optimizer(self._optimizer, self._parameters)
         self._watch = StepWatch(self._optimizer)
 
     # --- inside ------------------------------------------------------------------------------

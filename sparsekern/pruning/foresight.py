@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dispatch import backend
 from .base import Pruner
@@ -64,8 +65,9 @@ class Foresight(Pruner):
             raise ValueError("batches is empty: expected at least one to compute gradients of")
         buffers = [(buffer, buffer.clone()) for buffer in self._core.buffers()]
         try:
-            # Compiled kernels cannot be differentiated twice; plain PyTorch can.
-            with torch.enable_grad(), backend("reference"):
+            # Compiled kernels cannot be differentiated twice, nor can fused attention; plain
+            # PyTorch can.
+            with torch.enable_grad(), backend("reference"), sdpa_kernel(SDPBackend.MATH):
                 return self._scores(batches)
         finally:
             with torch.no_grad():
@@ -74,9 +76,14 @@ class Foresight(Pruner):
 
     def _gradients(self, batch: Any, create_graph: bool = False) -> list[Tensor]:
         """The gradient of a batch's loss for each weight; 0 where it has no influence."""
+        loss = self._loss(self._core, batch)
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss must return a scalar, got a tensor of shape {tuple(loss.shape)}"
+            )
         return list(
             torch.autograd.grad(
-                self._loss(self._core, batch),
+                loss,
                 self._parameters,
                 create_graph=create_graph,
                 allow_unused=True,

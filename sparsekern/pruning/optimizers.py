@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,27 @@ class StepWatch:
     def _note(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         self._stepped = found_inf is None or not bool(found_inf)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, parameters: Sequence[Tensor]) -> None:
+    """Warns where an optimizer holds none of the parameters that are pruned.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if optimizer is None:
+        return
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in parameters):
+        warnings.warn(
+            f"the optimizer trains none of the {len(parameters)} weights that are pruned: it may "
+            "be that of another model",
+            stacklevel=5,
+        )
 
 
 @torch.no_grad()

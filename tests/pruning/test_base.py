@@ -1,6 +1,7 @@
 """The protocol's own rules: which weights, how they are held, and what is refused."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -177,6 +178,31 @@ def test_a_model_of_several_dtypes(model, distribution):
 def test_sparsities_out_of_range(sparsity):
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
         sk.pruning.RST(sparsity)
+
+
+def test_what_an_attached_pruner_refuses():
+    net = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"model must be .*, got SGD"):
+        sk.pruning.RST(0.5).attach(optimizer, net)
+    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer or None, got s"):
+        sk.pruning.RST(0.5).attach(net, "sgd")
+    with pytest.raises(ValueError, match="exclude holds a Linear that is not in the model"):
+        sk.pruning.RST(0.5, exclude=[nn.Linear(4, 4)]).attach(net)
+    snip = sk.pruning.SNIP(0.5, loss=lambda model, x: model(x), batches=[torch.ones(2, 4)])
+    with pytest.raises(ValueError, match=r"loss must return a scalar, got a tensor of shape \(2, 4"):
+        snip.attach(net, optimizer)
+
+
+def test_an_optimizer_of_another_model_is_told():
+    net, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    pruner = sk.pruning.OptG(0.5, epochs=3)
+    with pytest.warns(UserWarning, match="trains none of the 1 weights that are pruned") as found:
+        pruner.attach(net, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.set_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_errors():

@@ -1,10 +1,12 @@
 """SNIP and GraSP: their scores by finite differences and explicit Hessians, and no side effects."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sparsekern as sk
 
@@ -155,3 +157,31 @@ def test_a_state_needs_no_batches():
     again.load_state_dict(state)
     again.attach(network())
     assert torch.equal(again.masks["0.weight"], state["masks"]["0.weight"])
+
+
+class Attentive(nn.Module):
+    """Fused attention, which cannot be differentiated twice, between two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(5, 12)
+        self.outside = nn.Linear(4, 3)
+
+    def forward(self, x):
+        query, key, value = self.inside(x)[None].chunk(3, dim=-1)
+        return self.outside(nn.functional.scaled_dot_product_attention(query, key, value))[0]
+
+
+def test_grasp_of_fused_attention():
+    torch.manual_seed(0)
+    net = Attentive().double()
+    weights = (net.inside.weight, net.outside.weight)
+    pruner = sk.pruning.GraSP(0.5, loss=loss_of, batches=batches(1)).attach(copy.deepcopy(net))
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = loss_of(net, batches(1)[0])
+        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        norm = sum((g * g.detach()).sum() for g in gradients)
+        products = torch.autograd.grad(norm, weights)
+    scores = torch.cat([(w * h).flatten() for w, h in zip(weights, products, strict=True)])
+    mask = torch.cat([m.flatten() for m in pruner.masks.values()])
+    assert torch.equal(mask, best(scores.detach(), 36))
