@@ -225,13 +225,16 @@ def _measure(
     rows, details = [], []
     for contender, (ordinary, busy) in zip(contenders, made, strict=True):
         more = [t - p for t, p in zip(samples[id(ordinary)], base, strict=True)]
+        parts = {"ordinary": summarise(more).median}
         text = f"{1e3 * summarise(more).median:+.2f} ms on an ordinary step"
         if busy is not None:
             often = [t - p for t, p in zip(samples[id(busy)], base, strict=True)]
             text += f", {1e3 * summarise(often).median:+.2f} ms on one of {method.interval}"
+            parts |= {"busy": summarise(often).median, "interval": method.interval}
             more = [m + (o - m) / method.interval for m, o in zip(more, often, strict=True)]
         row = Row(contender.name, contender.label, group=contender.group)
         row.set_timing(summarise(more))
+        row.parts = parts
         row.step_share = summarise(more).median / summarise(base).median
         rows.append(row)
         details.append(f"{contender.label} {text}")

@@ -3,8 +3,9 @@
 A file says where generated text goes with ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``;
 everything outside such a pair is written by hand and stays. NAME is ``suites`` (a table per suite,
 a line per case with the fastest contender of each group), ``tables`` (a table per case, everyone in
-it), ``summary`` (the README's cases alone), ``targets`` (what is wanted, and what was measured of
-it) or ``pictures`` (the plots of all suites).
+it), ``summary`` (the README's cases alone), ``methods`` (what methods add to a training step),
+``targets`` (what is wanted, and what was measured of it) or ``pictures`` (the plots of all suites).
+``methods`` leaves what is there where no such case has been measured.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from . import method_table, table, targets
 from . import pictures as drawings
-from . import table, targets
 from .case import OURS
 from .results import CaseResult, Results, Row, load_folder
 
@@ -103,10 +104,11 @@ def fill(text: str, all_results: list[Results]) -> str:
     Raises:
         ValueError: if there is no marked block, or one of an unknown name.
     """
-    writers: dict[str, Callable[[list[Results]], str]] = {
+    writers: dict[str, Callable[[list[Results]], str | None]] = {
         "suites": suites,
         "tables": tables,
         "summary": summary,
+        "methods": method_table.markdown,
         "targets": targets.markdown,
         "pictures": pictures,
     }
@@ -115,7 +117,8 @@ def fill(text: str, all_results: list[Results]) -> str:
         name = match.group(2)
         if name not in writers:
             raise ValueError(f"unknown block bench:{name}: expected one of {', '.join(writers)}")
-        return f"{match.group(1)}\n{writers[name](all_results)}\n\n{match.group(3)}"
+        made = writers[name](all_results)
+        return match.group(0) if made is None else f"{match.group(1)}\n{made}\n\n{match.group(3)}"
 
     filled, count = _BLOCK.subn(block, text)
     if not count:

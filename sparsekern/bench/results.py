@@ -34,6 +34,8 @@ class Row:
         step_share: of a training step's time, for a training case.
         host_seconds: time of the same call on inputs that cost nothing: the host overhead.
         group: the column of the summary that it belongs to.
+        parts: of a method in a training step, whose "seconds" are the mean time added: what an
+            "ordinary" step adds and a "busy" one, and the "interval" of the latter.
         beside: of a row that is older than the case's others: sparsekern's "seconds" in the run
             that it is from, and the "date" and "commit" of that.
     """
@@ -53,6 +55,7 @@ class Row:
     group: str = ""
     least: float | None = None
     beside: dict[str, Any] | None = None
+    parts: dict[str, float] | None = None
 
     def set_timing(self, timing: Timing) -> None:
         """Fills in the median, the quartiles, the least and the number of samples."""

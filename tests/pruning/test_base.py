@@ -185,12 +185,12 @@ def test_what_an_attached_pruner_refuses():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"model must be .*, got SGD"):
         sk.pruning.RST(0.5).attach(optimizer, net)
-    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer or None, got s"):
+    with pytest.raises(TypeError, match="Optimizer or None, got str"):
         sk.pruning.RST(0.5).attach(net, "sgd")
     with pytest.raises(ValueError, match="exclude holds a Linear that is not in the model"):
         sk.pruning.RST(0.5, exclude=[nn.Linear(4, 4)]).attach(net)
     snip = sk.pruning.SNIP(0.5, loss=lambda model, x: model(x), batches=[torch.ones(2, 4)])
-    with pytest.raises(ValueError, match=r"loss must return a scalar, got a tensor of shape \(2, 4"):
+    with pytest.raises(ValueError, match=r"got a tensor of shape \(2, 4\)"):
         snip.attach(net, optimizer)
 
 
