@@ -75,7 +75,8 @@ if [[ ${SANITIZE:-0} == 1 ]]; then
     PATH="$PATH:${CUDA_HOME:+$CUDA_HOME/bin:}/usr/local/cuda/bin"
     sanitizer=$(command -v compute-sanitizer) || sanitizer=compute-sanitizer
     sanitize memcheck 230 "${kernel_tests[@]}" -k 'not waiting and not compiled'
-    sanitize racecheck 230 "${kernel_tests[@]}" -k 'bfloat16 and not waiting and not compiled'
+    sanitize racecheck 230 "${kernel_tests[@]}" \
+        -k '(bfloat16 or test_cuda_pattern) and not waiting and not compiled'
     finish
 fi
 

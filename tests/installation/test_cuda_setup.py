@@ -27,7 +27,7 @@ PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&definition); }
 NVCC = """#!/bin/sh
 echo "$@" >> "$NVCC_LOG"
 case "$*" in
---list-gpu-code) printf 'sm_80\\nsm_86\\nsm_90\\n' ;;
+--list-gpu-code) printf "${NVCC_KNOWS:-sm_80 sm_86 sm_90}" ;;
 --version) echo "release ${NVCC_RELEASE:-12.4}" ;;
 *--dryrun*) echo "#$ TOP=$TOOLKIT" >&2 ;;
 *) while [ $# -gt 1 ]; do
@@ -181,6 +181,13 @@ def test_architectures_that_are_none(tree: Tree, archs: str, message: str) -> No
     assert message in result.stderr
     if archs != "8.0":
         assert "it knows 80, 86, 90" in result.stderr
+
+
+def test_an_nvcc_that_is_too_old(tree: Tree) -> None:
+    result = tree.build(SPARSEKERN_CUDA="1", NVCC_KNOWS="sm_50 sm_75")
+    assert result.returncode != 0
+    expected = "nvcc knows none of the architectures 80, 86, 89, 90a, 100, 120: CUDA 12.4 or newer"
+    assert expected in result.stderr
 
 
 def test_a_number_of_jobs_that_is_none(tree: Tree) -> None:
