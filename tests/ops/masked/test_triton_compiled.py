@@ -11,7 +11,9 @@ from sparsekern.ops.tiled.configurations import shipped_keys
 
 from .. import aot
 
-MOST_STACK = 32  # bytes a thread may keep in memory for want of registers: four addresses
+# Bytes a thread may keep in memory for want of registers: two dozen addresses, as of the similarity
+# kernels.
+MOST_STACK = 96
 
 
 @pytest.fixture(autouse=True)
