@@ -124,8 +124,8 @@ def build(variant: Any, capability: int) -> dict[str, Any]:
         "rows": constants.get("ROWS", constants.get("BLOCK_N", 0)),
         "aligned": bool(constants.get("ALIGNED", False)),
         "divisible": all(
-            (i,) in attributes or name.startswith("*") or name == "constexpr"
-            for i, name in enumerate(signature.values())
+            (index,) in attributes or kind == "constexpr" or kind[0] == "*"
+            for index, kind in enumerate(signature.values())
         ),
         "warp_groups": len(re.findall(r"wgmma\.mma_async", ptx)),
         "matrix_instructions": len(
