@@ -20,6 +20,7 @@ def sum_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Autocast off on the device of x: an operator's precision is that of its inputs."""
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    kind = "cpu" if x.is_cpu else x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()

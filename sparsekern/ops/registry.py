@@ -52,7 +52,7 @@ def register(
 
 def run(name: str, *arguments: Any) -> Any:
     """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
-    if torch.compiler.is_compiling() or not _are_plain(arguments):
+    if torch.compiler.is_compiling() or not are_plain(arguments):
         return getattr(torch.ops.sparsekern, name)(*arguments)
     return _implementations[name](*arguments)
 
@@ -60,11 +60,11 @@ def run(name: str, *arguments: Any) -> Any:
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None)))
 
 
-def _are_plain(arguments: Sequence[Any]) -> bool:
+def are_plain(arguments: Sequence[Any]) -> bool:
     """False where a tensor is of a subclass, which may have no memory of its own."""
     for argument in arguments:
         kind = type(argument)
-        if kind in _PLAIN or (kind is list and _are_plain(argument)):
+        if kind in _PLAIN or (kind is list and are_plain(argument)):
             continue
         if isinstance(argument, Tensor) or kind is list:
             return False

@@ -18,15 +18,15 @@ from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from . import memory
-from .pattern import core_pattern, gather_values
+from .core import CoreTuple, core_pattern, gather_values
 
 MatrixTuple: TypeAlias = tuple[int, int, int, bool]  # address, dtype, leading dimension, along
 _NO_MATRIX: MatrixTuple = (0, 0, 0, False)
 # Devices are always named: the core writes to these addresses, whatever the default device is.
-_NOTHING = torch.empty(0, device="cpu")
+_CPU = torch.device("cpu")
 
 
-def _readable(x: Tensor) -> Tensor:
+def readable(x: Tensor) -> Tensor:
     """A matrix as the core reads it: adjacent along a dimension, nothing overlapping."""
     if x.is_neg():
         x = x.resolve_neg()
@@ -38,7 +38,7 @@ def _readable(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _batch(x: Tensor) -> MatrixTuple:
+def as_batch(x: Tensor) -> MatrixTuple:
     """A readable (lanes, features) matrix."""
     along = x.stride(1) != 1 and x.shape[1] > 1
     return x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(1) if along else x.stride(0), along
@@ -78,7 +78,8 @@ def masked_linear(
     pattern: Sequence[Tensor],
     sparse: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
+    core: CoreTuple | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """``x (W⊙M)ᵀ + b`` for x of shape (batch, columns), in the dtype of x.
 
     Args:
@@ -88,108 +89,112 @@ def masked_linear(
         pattern: :attr:`SparsityPattern.tensors`.
         sparse: by kept entries, rather than a masked copy and torch's product.
         keep: whether the kept values are wanted too.
+        core: ``core_pattern(pattern)``, where that is known.
 
     Returns:
-        The result, and the kept values in row order (nothing unless ``sparse`` and ``keep``).
+        The result, and the kept values in row order (None unless ``sparse`` and ``keep``).
     """
     if not sparse:
         with precision.without_autocast(x):
             masked = masked_copy(weight, pattern).to(x.dtype)
             shift = None if bias is None else bias.to(x.dtype)
-            return torch.nn.functional.linear(x, masked, shift), x.new_empty(0)
-    x, weight = _readable(x), rows_of(weight)
+            return torch.nn.functional.linear(x, masked, shift), None
+    x, weight = readable(x), rows_of(weight)
     batch, rows = x.shape[0], weight.shape[0]
     dtype = accumulation_dtype(x.dtype)
-    out = torch.empty((batch, rows), dtype=x.dtype, device="cpu")
-    nnz = pattern[2].shape[0]
-    values = memory.empty((nnz,), dtype, pattern[1]) if keep else _NOTHING
-    shift = _NOTHING if bias is None else contiguous(bias.to(dtype))
-    if out.numel() == 0:
-        return out, gather_values(weight, pattern) if keep else x.new_empty(0)
+    out = torch.empty((batch, rows), dtype=x.dtype, device=_CPU)
+    if batch == 0 or rows == 0:
+        return out, gather_values(weight, pattern) if keep else None
+    values = memory.empty((pattern[2].shape[0],), dtype, pattern[1]) if keep else None
+    shift = None if bias is None else contiguous(bias.to(dtype))
     native.cpu().masked_product(
-        core_pattern(pattern),
+        core or core_pattern(pattern),
         dtype == torch.float64,
         0,
-        _batch(weight),
-        values.data_ptr(),
+        as_batch(weight),
+        0 if values is None else values.data_ptr(),
         batch,
-        _batch(x),
-        shift.data_ptr(),
-        _batch(out),
+        as_batch(x),
+        0 if shift is None else shift.data_ptr(),
+        as_batch(out),
         torch.get_num_threads(),
     )
-    return out, values if keep else x.new_empty(0)
+    return out, values
 
 
 def masked_linear_grad(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     pattern: Sequence[Tensor],
     needs: Sequence[bool],
     straight_through: bool,
     sparse_input: bool,
     sparse_weight: bool,
-) -> list[Tensor]:
-    """The gradients of :func:`masked_linear` for x, the weight and the bias; empty if not needed.
+    core: CoreTuple | None = None,
+) -> list[Tensor | None]:
+    """The gradients of :func:`masked_linear` for x, the weight and the bias; None if not needed.
 
     Args:
         grad: (batch, rows), of the result.
         x: as in the forward pass.
         weight: as in the forward pass.
-        values: the kept values, or nothing: then they are gathered again.
+        values: the kept values; None or nothing: then they are gathered again.
         pattern: as in the forward pass.
         needs: which gradients.
         straight_through: the dense gradient of the weight, as if there were no mask.
         sparse_input: the gradient of x by kept entries.
         sparse_weight: the masked gradient of the weight by kept entries.
+        core: ``core_pattern(pattern)``, where that is known.
     """
     need_x, need_weight, need_bias = needs
-    results = [grad.new_empty(0) for _ in needs]
     by_entries = need_weight and sparse_weight and not straight_through
-    batch = grad.shape[0]
+    x_by_entries = need_x and sparse_input
+    x_grad = weight_grad = bias_grad = None
     with precision.without_autocast(grad):
         if need_weight and not by_entries:
-            results[1] = _dense_weight_grad(grad, x, weight, pattern, straight_through)
+            weight_grad = _dense_weight_grad(grad, x, weight, pattern, straight_through)
         if need_x and not sparse_input:
-            results[0] = grad @ masked_copy(weight, pattern).to(grad.dtype)
-        if need_bias and not by_entries and not (need_x and sparse_input):
-            results[2] = grad.sum(dim=0)
-    if not by_entries and not (need_x and sparse_input):
-        return results
-    dtype = accumulation_dtype(grad.dtype)
-    values_grad = _NOTHING
+            x_grad = grad @ masked_copy(weight, pattern).to(grad.dtype)
+        if need_bias and not (by_entries or x_by_entries):
+            bias_grad = grad.sum(dim=0)
+    if not (by_entries or x_by_entries):
+        return [x_grad, weight_grad, bias_grad]
+    batch, dtype = grad.shape[0], accumulation_dtype(grad.dtype)
+    values_grad = in_grad = None
     if by_entries:
-        results[1] = memory.empty(tuple(weight.shape), weight.dtype, pattern[1])
+        weight_grad = memory.empty(tuple(weight.shape), weight.dtype, pattern[1])
         values_grad = memory.empty((pattern[2].shape[0],), dtype, pattern[1])
-    if need_x and sparse_input:
-        results[0] = torch.empty(x.shape, dtype=x.dtype, device="cpu")
-    bias_grad = torch.empty(grad.shape[1], dtype=dtype, device="cpu") if need_bias else _NOTHING
+    if x_by_entries:
+        x_grad = in_grad = torch.empty(x.shape, dtype=x.dtype, device=_CPU)
+        if values is None or not values.numel():
+            values = gather_values(rows_of(weight), pattern)
+    if need_bias:
+        bias_grad = torch.empty(grad.shape[1], dtype=dtype, device=_CPU)
     if grad.numel() == 0 or x.numel() == 0:  # an empty batch, or no features on a side
-        if need_bias:
-            results[2] = grad.sum(dim=0)
-        return [results[0].zero_(), results[1].zero_(), results[2]]
-    if need_x and sparse_input and not values.numel():
-        values = gather_values(rows_of(weight), pattern)
-    grad, x = _readable(grad), _readable(x)
+        for result in (in_grad, weight_grad if by_entries else None):
+            if result is not None:
+                result.zero_()
+        return [x_grad, weight_grad, grad.sum(dim=0) if need_bias else None]
+    grad, x = readable(grad), readable(x)
     native.cpu().masked_gradients(
-        core_pattern(pattern),
+        core or core_pattern(pattern),
         dtype == torch.float64,
-        values.data_ptr(),
+        0 if values is None else values.data_ptr(),
         batch,
-        _batch(grad),
-        _batch(x),
-        _batch(results[0]) if need_x and sparse_input else _NO_MATRIX,
-        values_grad.data_ptr(),
-        results[1].data_ptr() if by_entries else 0,
+        as_batch(grad),
+        as_batch(x),
+        _NO_MATRIX if in_grad is None else as_batch(in_grad),
+        0 if values_grad is None else values_grad.data_ptr(),
+        0 if weight_grad is None or not by_entries else weight_grad.data_ptr(),
         DTYPE_CODES[weight.dtype],
-        bias_grad.data_ptr() if need_bias else 0,
+        0 if bias_grad is None else bias_grad.data_ptr(),
         torch.get_num_threads(),
     )
-    if need_bias:
-        results[2] = bias_grad.to(grad.dtype)
-    return results
+    if bias_grad is not None and bias_grad.dtype != grad.dtype:
+        bias_grad = bias_grad.to(grad.dtype)
+    return [x_grad, weight_grad, bias_grad]
 
 
 def _dense_weight_grad(
@@ -218,7 +223,7 @@ def masked_spmm(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
     out = torch.empty((rows, b.shape[1]), dtype=b.dtype, device="cpu")
     if out.numel() == 0:
         return out
-    b = _readable(b)
+    b = readable(b)
     dtype = accumulation_dtype(b.dtype)
     values = contiguous(values.to(dtype))
     native.cpu().masked_product(
@@ -228,9 +233,9 @@ def masked_spmm(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
         _NO_MATRIX,
         0,
         b.shape[1],
-        _batch(b.t()),
+        as_batch(b.t()),
         0,
-        _batch(out.t()),
+        as_batch(out.t()),
         torch.get_num_threads(),
     )
     return out
@@ -246,16 +251,16 @@ def masked_spmm_grad(
     b_grad = torch.empty(b.shape if needs[1] else (0,), dtype=b.dtype, device="cpu")
     if grad.numel() == 0 or b.numel() == 0:
         return [values_grad.zero_().to(values.dtype), b_grad.zero_()]
-    grad, b = _readable(grad), _readable(b)
+    grad, b = readable(grad), readable(b)
     values = contiguous(values.to(dtype))
     native.cpu().masked_gradients(
         core_pattern(pattern),
         dtype == torch.float64,
         values.data_ptr(),
         b.shape[1],
-        _batch(grad.t()),
-        _batch(b.t()),
-        _batch(b_grad.t()) if needs[1] else _NO_MATRIX,
+        as_batch(grad.t()),
+        as_batch(b.t()),
+        as_batch(b_grad.t()) if needs[1] else _NO_MATRIX,
         values_grad.data_ptr() if needs[0] else 0,
         0,
         0,
@@ -272,14 +277,14 @@ def masked_sddmm(a: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
     out = torch.empty(nnz, dtype=dtype, device="cpu")
     if nnz == 0 or a.shape[1] == 0:
         return out.zero_().to(a.dtype)
-    a, b = _readable(a), _readable(b)
+    a, b = readable(a), readable(b)
     native.cpu().masked_gradients(
         core_pattern(pattern),
         dtype == torch.float64,
         0,
         a.shape[1],
-        _batch(a.t()),
-        _batch(b),
+        as_batch(a.t()),
+        as_batch(b),
         _NO_MATRIX,
         out.data_ptr(),
         0,

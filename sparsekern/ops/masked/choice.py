@@ -11,6 +11,7 @@ that decides.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -195,8 +196,12 @@ def here(
 ) -> bool:
     """Whether kept weights alone are faster on this machine, with torch's threads."""
     threads, rates = _here(dtype)
-    found = algorithm(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks)
-    return found != "dense"
+    decide = algorithm if torch.compiler.is_compiling() else _remembered
+    return decide(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks) != "dense"
+
+
+# A layer asks the same at each step; the answer takes longer than to look it up.
+_remembered = functools.lru_cache(maxsize=4096)(algorithm)
 
 
 def convolves_sparsely(
@@ -213,6 +218,9 @@ def convolves_sparsely(
 
 
 def _here(dtype: torch.dtype) -> tuple[int, DtypeRates]:
+    if not torch.compiler.is_compiling():
+        threads = torch.get_num_threads()
+        return threads, rates_of.rates(str(native.cpu().isa()), threads).of(dtype)
     threads, numbers = _machine(dtype)
     return threads, DtypeRates(*numbers)
 

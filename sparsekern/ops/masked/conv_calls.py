@@ -14,7 +14,7 @@ from ..memory import contiguous
 from ..precision import accumulation_dtype
 from ..registry import DTYPE_CODES
 from . import calls, memory
-from .pattern import core_pattern, gather_values
+from .core import core_pattern, gather_values
 
 # Address, dtype, height, width; steps of images, channels, rows, columns; channels adjacent.
 PictureTuple: TypeAlias = tuple[int, int, int, int, tuple[int, int, int, int], bool]

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..registry import needs_grad, only_needed, run, run_grad
-from . import choice, conv_calls, registration  # noqa: F401  registration: operators must exist
-from .pattern import SparsityPattern
+from ..registry import are_plain, needs_grad, only_needed, run, run_grad
+from . import calls, choice, conv_calls, registration  # noqa: F401  registration: operators exist
+from .pattern import Prepared, SparsityPattern
 
 _FAMILY = "masked"
 # Stride, padding, dilation (of rows and columns), groups.
@@ -26,12 +26,22 @@ def masked_linear(
 ) -> Tensor:
     """See :func:`sparsekern.masked_linear`; arguments are checked, x is (batch, columns)."""
     inputs = [x, weight] if bias is None else [x, weight, bias]
+    straight_through = weight_grad == "dense"
+    if torch.compiler.is_compiling() or not are_plain(inputs):
+        if needs_grad(inputs):
+            return _Linear.apply(  # type: ignore[no-any-return]
+                x, weight, bias, straight_through, _kept(pattern), None, *pattern.tensors
+            )
+        sparse = _is_sparse("forward", x, weight, _kept(pattern))
+        return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
+    prepared = pattern.prepared
     if needs_grad(inputs):
         return _Linear.apply(  # type: ignore[no-any-return]
-            x, weight, bias, weight_grad == "dense", _kept(pattern), *pattern.tensors
+            x, weight, bias, straight_through, prepared.kept, prepared, pattern.mask
         )
-    sparse = _is_sparse("forward", x, weight, _kept(pattern))
-    return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
+    sparse = _is_sparse("forward", x, weight, prepared.kept)
+    tensors, core, _ = prepared
+    return calls.masked_linear(x, weight, bias, tensors, sparse, False, core)[0]
 
 
 def masked_conv2d(
@@ -91,6 +101,9 @@ def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry,
 
 
 class _Linear(torch.autograd.Function):
+    # ``pattern`` is what operators are given of it where they are traced. In eager mode that is in
+    # ``prepared``, for autograd takes its time with every tensor, and ``pattern`` is the mask
+    # alone: saved, so that a change of it before the backward pass is noticed.
     @staticmethod
     def forward(
         ctx: Any,
@@ -99,33 +112,40 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         straight_through: bool,
         kept: Kept,
+        prepared: Prepared | None,
         *pattern: Tensor,
     ) -> Tensor:
         sparse = _is_sparse("forward", x, weight, kept)
         keep = sparse and ctx.needs_input_grad[0]
-        out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
+        if prepared is None:
+            out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
+        else:
+            tensors, core, _ = prepared
+            out, values = calls.masked_linear(x, weight, bias, tensors, sparse, keep, core)
         ctx.save_for_backward(x, weight, values, *pattern)
-        ctx.straight_through, ctx.kept = straight_through, kept
+        ctx.straight_through, ctx.kept, ctx.prepared = straight_through, kept, prepared
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, values, *pattern = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
+        needs = ctx.needs_input_grad[:3]
+        sparse_input = needs[0] and _is_sparse("input", x, weight, ctx.kept)
+        sparse_weight = needs[1] and _is_sparse("weight", x, weight, ctx.kept)
+        how = (needs, ctx.straight_through, sparse_input, sparse_weight)
+        rest = (None, None, None, *(None for _ in pattern))
+        grad, prepared = grads[0], ctx.prepared
+        if prepared is not None:
+            pattern = prepared.tensors
+            if not torch.is_grad_enabled() and are_plain(grads):
+                return *calls.masked_linear_grad(
+                    grad, x, weight, values, pattern, *how, prepared.core
+                ), *rest
+        values = grad.new_empty(0) if values is None else values
         gradients = run_grad(
-            _FAMILY,
-            "masked_linear_grad",
-            grads[0],
-            x,
-            weight,
-            values,
-            pattern,
-            needs,
-            ctx.straight_through,
-            _is_sparse("input", x, weight, ctx.kept),
-            _is_sparse("weight", x, weight, ctx.kept),
+            _FAMILY, "masked_linear_grad", grad, x, weight, values, pattern, list(needs), *how[1:]
         )
-        return (*only_needed(gradients, needs), None, None, *(None for _ in pattern))
+        return *only_needed(gradients, needs), *rest
 
 
 class _Conv(torch.autograd.Function):

@@ -205,6 +205,10 @@ def autocast_input(x: Tensor) -> Tensor:
 
 def check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Checks that x, weight and bias have one device and, outside autocast, one dtype."""
+    dtype, device = weight.dtype, weight.device
+    fits = x.dtype is dtype and x.device == device
+    if fits and (bias is None or (bias.dtype is dtype and bias.device == device)):
+        return
     tensors = [weight, x] if bias is None else [weight, x, bias]
     names = ["weight", "x", "bias"][: len(tensors)]
     mixed = _autocasts(x) and x.dtype != torch.float64
@@ -255,6 +259,8 @@ def as_pattern(mask: Tensor | SparsityPattern) -> SparsityPattern:
 
 
 def _autocasts(x: Tensor) -> bool:
+    if x.is_cpu:  # reading a device's type takes longer than asking this
+        return torch.is_autocast_enabled("cpu")
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 

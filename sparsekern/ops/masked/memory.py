@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 _LEAST_BYTES = 32 << 20  # M_MMAP_THRESHOLD's upper bound on 64-bit systems
 _MOST_IDLE = 2  # blocks kept of one size: a gradient, and one more while the last is still held
 _ALIGNMENT = 64
@@ -36,7 +37,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, owner: Tensor) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_BYTES or type(owner) is not Tensor:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        return torch.empty(shape, dtype=dtype, device=_CPU)
     idle: _Idle | None = getattr(owner, _ATTRIBUTE, None)
     if idle is None:
         idle = _Idle()

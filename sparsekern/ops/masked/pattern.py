@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 from ... import native
 from ...dispatch import missing_reason, runs_cuda_kernels
 from .. import checks
-from ..precision import accumulation_dtype
-from ..registry import DTYPE_CODES
 from . import compressed as compression
 from . import interchange
 from .compressed import CompressedWeight
+from .core import CoreTuple, core_pattern
 from .device_pattern import DeviceOrders
 
 _INT32_MAX = 2**31 - 1
@@ -35,6 +33,20 @@ class Structure(NamedTuple):
     strip: int = 0
     rows: int = 0
     columns: int = 0
+
+
+class Prepared(NamedTuple):
+    """What a product on the CPU takes of a pattern, looked up once for each mask.
+
+    Attributes:
+        tensors: :attr:`SparsityPattern.tensors`.
+        core: the same as the compiled core is told of them.
+        kept: entries; those among them in blocks of rows, and of columns (:class:`Structure`).
+    """
+
+    tensors: list[Tensor]
+    core: CoreTuple
+    kept: tuple[int, int, int]
 
 
 class SparsityPattern:
@@ -73,6 +85,7 @@ class SparsityPattern:
         self._nnz = 0
         self._structure = Structure()
         self._device: DeviceOrders | None = None
+        self._prepared: Prepared | None = None
         self._build(mask)
 
     @property
@@ -134,6 +147,12 @@ class SparsityPattern:
         if self._device is not None:
             return "cuda"
         return "cpu" if len(self._tensors) > 1 else ""
+
+    @property
+    def prepared(self) -> Prepared:
+        """What products on the CPU take, where :attr:`prepared_for` is ``"cpu"``."""
+        assert self._prepared is not None
+        return self._prepared
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -412,6 +431,8 @@ class SparsityPattern:
         core.find_structure(core_pattern(self._tensors), structure.data_ptr(), threads)
         self._tensors.append(structure)
         self._structure = Structure(*structure[:3].tolist())
+        kept = (nnz, self._structure.rows, self._structure.columns)
+        self._prepared = Prepared(self._tensors, core_pattern(self._tensors), kept)
 
     def _buffer(self, slot: int, size: int) -> Tensor:
         """Memory that is kept from one build to the next, as long as it is large enough."""
@@ -420,32 +441,6 @@ class SparsityPattern:
         if self._buffers[slot].numel() < size:
             self._buffers[slot] = torch.empty(size, dtype=torch.int32, device="cpu")
         return self._buffers[slot][:size]
-
-
-def core_pattern(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """What the compiled core is told of a pattern: sizes and addresses."""
-    addresses = [tensor.data_ptr() for tensor in tensors[1:]]
-    return (
-        tensors[1].shape[0] - 1,
-        tensors[3].shape[0] - 1,
-        tensors[2].shape[0],
-        *addresses,
-        *(0 for _ in range(6 - len(addresses))),  # its structure, before that is looked for
-    )
-
-
-def gather_values(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The kept entries of a dense weight, in row order and the accumulation dtype."""
-    dtype = accumulation_dtype(weight.dtype)
-    values = torch.empty(tensors[2].shape[0], dtype=dtype, device="cpu")
-    native.cpu().gather_values(
-        core_pattern(tensors),
-        dtype == torch.float64,
-        (weight.data_ptr(), DTYPE_CODES[weight.dtype], weight.stride(0), False),
-        values.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return values
 
 
 def _threads(rows: int, columns: int) -> int:

@@ -109,18 +109,28 @@ def _sddmm_grad_fake(
     return [a.new_empty(a.shape if needs[0] else (0,)), b_grad]
 
 
+def _linear(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out, values = calls.masked_linear(x, *rest)
+    return out, x.new_empty(0) if values is None else values
+
+
+def _linear_grad(grad: Tensor, *rest: Any) -> list[Tensor]:
+    found = calls.masked_linear_grad(grad, *rest)
+    return [grad.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
 register(
     "masked_linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor[] pattern, bool sparse, bool keep)"
     " -> (Tensor, Tensor)",
-    calls.masked_linear,
+    _linear,
     _linear_fake,
 )
 register(
     "masked_linear_grad",
     "(Tensor grad, Tensor x, Tensor weight, Tensor values, Tensor[] pattern, bool[] needs,"
     " bool straight_through, bool sparse_input, bool sparse_weight) -> Tensor[]",
-    calls.masked_linear_grad,
+    _linear_grad,
     _linear_grad_fake,
 )
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
