@@ -104,6 +104,58 @@ void product(const PatternTuple& pattern, bool is_double, uintptr_t given,
                                                        bias, out, threads);
 }
 
+// Rows, columns, entries; addresses of the row pointer, of the index (whether that is of 16 bits),
+// of the values (their dtype), and of what find_structure has found (or 0).
+using PackedTuple =
+    std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool, uintptr_t, int, uintptr_t>;
+
+template <class T>
+struct PackedWeight {
+  Pattern pattern;
+  Values<T> values;
+
+  explicit PackedWeight(const PackedTuple& packed) {
+    const auto& [rows, columns, entries, pointer, index, narrow, stored, dtype, structure] = packed;
+    pattern.by_row = {rows, columns, as<int32_t>(pointer)};
+    if (narrow)
+      pattern.by_row.narrow = as<int16_t>(index);
+    else
+      pattern.by_row.index = as<int32_t>(index);
+    pattern.entries = entries;
+    if (structure) use_structure(as<int32_t>(structure), pattern);
+    values.stored = at(stored);
+    values.dtype = DType(dtype);
+    const bool native = values.dtype == DType::kFloat32 || values.dtype == DType::kFloat64;
+    if (native) values.given = as<const T>(stored);
+  }
+};
+
+template <class T>
+void packed_product_of(const PackedTuple& packed, int64_t lanes, const MatrixTuple& in,
+                       uintptr_t bias, const MatrixTuple& out, int threads) {
+  const PackedWeight<T> weight(packed);
+  masked_product<T>(weight.pattern, weight.values, lanes, make_matrix(in), as<const T>(bias),
+                    make_matrix(out), threads);
+}
+
+void packed_product(const PackedTuple& packed, bool is_double, int64_t lanes, const MatrixTuple& in,
+                    uintptr_t bias, const MatrixTuple& out, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? packed_product_of<double> : packed_product_of<float>)(packed, lanes, in, bias, out,
+                                                                     threads);
+}
+
+template <class T>
+void expand_of(const PackedTuple& packed, uintptr_t dense, int threads) {
+  const PackedWeight<T> weight(packed);
+  scatter_values<T>(weight.pattern, weight.values, weight.values.dtype, at(dense), threads);
+}
+
+void packed_expand(const PackedTuple& packed, bool is_double, uintptr_t dense, int threads) {
+  py::gil_scoped_release release;
+  (is_double ? expand_of<double> : expand_of<float>)(packed, dense, threads);
+}
+
 template <class T>
 void gradients_of(const PatternTuple& pattern, uintptr_t values, int64_t lanes,
                   const MatrixTuple& grad, const MatrixTuple& in, const MatrixTuple& in_grad,
@@ -132,7 +184,9 @@ void gradients(const PatternTuple& pattern, bool is_double, uintptr_t values, in
 template <class T>
 void scatter_of(const Pattern& pattern, uintptr_t values, const MatrixTuple& weight, int threads) {
   const Matrix dense = make_matrix(weight);
-  scatter_values<T>(pattern, as<const T>(values), dense.dtype, dense.data, threads);
+  Values<T> from;
+  from.given = as<const T>(values);
+  scatter_values<T>(pattern, from, dense.dtype, dense.data, threads);
 }
 
 void scatter(const PatternTuple& pattern, bool is_double, uintptr_t values,
@@ -201,6 +255,8 @@ void bind_masked(py::module_& module) {
   module.def("gather_values", &gather);
   module.def("scatter_values", &scatter);
   module.def("masked_product", &product);
+  module.def("packed_product", &packed_product);
+  module.def("packed_expand", &packed_expand);
   module.def("masked_gradients", &gradients);
   module.def("masked_conv", &conv);
   module.def("masked_conv_gradients", &conv_gradients);

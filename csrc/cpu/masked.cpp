@@ -3,43 +3,30 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
-#include "buffer.h"
-#include "dispatch.h"
+#include "masked_parts.h"
 #include "parallel.h"
 
 namespace sparsekern {
 namespace {
 
-template <class T>
-const MaskedTable<T>& kernels();
-template <>
-const MaskedTable<float>& kernels<float>() {
-  return in_use(masked_portable_f32(), masked_avx2_f32(), masked_avx512_f32());
-}
-template <>
-const MaskedTable<double>& kernels<double>() {
-  return in_use(masked_portable_f64(), masked_avx2_f64(), masked_avx512_f64());
-}
 const MaskTable& mask_kernels() { return in_use(mask_portable(), mask_avx2(), mask_avx512()); }
 
 // Lanes packed at a time: panels stay in the last-level cache, and scratch memory bounded.
 constexpr int64_t kBatch = 1024;
-constexpr int64_t kPackFeatures = 256;  // of one packing task
-constexpr int64_t kRows = 64;           // whose partial sums stay in the first cache
-constexpr int64_t kMostRows = 512;      // of one task
+constexpr int64_t kRows = 64;       // whose partial sums stay in the first cache
+constexpr int64_t kMostRows = 512;  // of one task
 constexpr int64_t kPermuteTask = 1 << 16;
 // Dense gradients beyond this size are written past the caches.
 constexpr int64_t kStreamBytes = 8 << 20;
-// Below this many multiplications a second thread costs more than it saves.
-constexpr double kThreadWork = 1e5;
-
-int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Products whose entries take less than this are shared out by lanes: every thread reads panels
+// that it has packed itself, and all entries, which stay in its cache.
+constexpr int64_t kOwnBytes = 1 << 19;
+// Below this many multiplications a second thread costs more than it saves: in vectors, or one by
+// one, where a row takes as long as several of them.
+constexpr double kThreadWork = 1e5, kVectorWork = 2e4;
+constexpr int64_t kVectorRow = 8;
+constexpr int64_t kMoved = 2;  // multiplications that take as long as to bring a number into panels
 
 // Rows of one task: several tasks for each thread, for rows differ in length.
 int64_t task_rows(int64_t rows, int threads) {
@@ -47,83 +34,14 @@ int64_t task_rows(int64_t rows, int threads) {
   return std::clamp(ceil_div(wanted, kRows) * kRows, kRows, kMostRows);
 }
 
-int useful_threads(int64_t entries, int64_t lanes, int threads) {
-  return double(entries) * double(lanes) < kThreadWork ? 1 : std::max(1, threads);
+int useful_threads(int64_t entries, int64_t lanes, int threads, double least = kThreadWork) {
+  return double(entries) * double(lanes) < least ? 1 : std::max(1, threads);
 }
 
-// Lanes [0, lanes) of a matrix with `features` features, as panels [tile][feature][width].
-template <class T>
-class Panels {
- public:
-  struct Tile {
-    int64_t lane;
-    int lanes, width;
-    int64_t offset;
-  };
-
-  Panels(int64_t features, int64_t lanes) : features_(features), memory_(features * padded(lanes)) {
-    resize(lanes);
-  }
-
-  // To no more lanes than it was made for.
-  void resize(int64_t lanes) {
-    tiles_.clear();
-    for (int64_t lane = 0; lane < lanes;) {
-      const int64_t rest = padded(lanes - lane);
-      int width = kPanel<T>;
-      while (width > rest) width /= 2;
-      const int count = int(std::min<int64_t>(width, lanes - lane));
-      tiles_.push_back({lane, count, width, lane * features_});
-      lane += width;
-    }
-  }
-
-  const std::vector<Tile>& tiles() const { return tiles_; }
-  const T* at(const Tile& tile, int64_t feature) const {
-    return memory_.data() + tile.offset + feature * tile.width;
-  }
-
-  int64_t pack_tasks() const { return int64_t(tiles_.size()) * chunks(); }
-  void pack(int64_t task, const Matrix& x, int64_t first_lane) {
-    const Tile& tile = tiles_[size_t(task / chunks())];
-    const int64_t feature = task % chunks() * kPackFeatures;
-    kernels<T>().pack(x, first_lane + tile.lane, tile.lanes, feature,
-                      std::min(kPackFeatures, features_ - feature), tile.width,
-                      memory_.data() + tile.offset + feature * tile.width);
-  }
-
- private:
-  static int64_t padded(int64_t lanes) { return ceil_div(lanes, kLeastPanel<T>) * kLeastPanel<T>; }
-  int64_t chunks() const { return ceil_div(features_, kPackFeatures); }
-
-  int64_t features_;
-  std::vector<Tile> tiles_;
-  Buffer<T> memory_;
-};
-
-// Gathers rows of values where they are not given. Entry j of the rows is at the result's [j].
-template <class T>
-class RowValues {
- public:
-  RowValues(const Order& order, const Values<T>& values, int64_t row, int64_t rows)
-      : own_(values.given || values.gathered ? 0 : order.pointer[row + rows] - order.pointer[row]) {
-    if (values.given) {
-      data_ = values.given;
-      return;
-    }
-    T* target = values.gathered ? values.gathered : own_.data() - order.pointer[row];
-    kernels<T>().gather(
-        order.entries(row, rows),
-        static_cast<const char*>(values.weight) + row * values.ld * element_bytes(values.dtype),
-        values.dtype, values.ld, target);
-    data_ = target;
-  }
-  const T* data() const { return data_; }
-
- private:
-  Buffer<T> own_;
-  const T* data_;
-};
+// Multiplications of a lane, and what takes as long: bringing it into panels and back.
+int64_t work(const Pattern& pattern) {
+  return pattern.entries + kMoved * (pattern.by_row.rows + pattern.by_row.columns);
+}
 
 // Rows [row, row + count) of the product with one tile of the batch.
 template <class T>
@@ -134,9 +52,10 @@ void product_rows(const Order& order, const Values<T>& values, const Panels<T>& 
   for (const int64_t end = row + count; row < end; row += kRows) {
     const int64_t rows = std::min(kRows, end - row);
     const RowValues<T> part(order, values, row, rows);
-    kernels<T>().product(order.entries(row, rows), part.data(), panels.at(tile, 0), tile.width,
-                         sums);
-    kernels<T>().unpack(sums, tile.width, bias, out, first_lane + tile.lane, tile.lanes, row, rows);
+    const Rows<T> kept(order, row, rows);
+    masked_kernels<T>().product(kept.entries(), part.data(), panels.at(tile, 0), tile.width, sums);
+    masked_kernels<T>().unpack(sums, tile.width, bias, out, first_lane + tile.lane, tile.lanes, row,
+                               rows);
   }
 }
 
@@ -146,51 +65,104 @@ void vector_product(const Order& order, const Values<T>& values, const Matrix& i
                     const Matrix& out, int threads) {
   Buffer<T> x(order.columns), y(order.rows);
   if (in.along && in.ld != 1)
-    kernels<T>().pack(in, 0, 1, 0, order.columns, 1, x.data());
+    masked_kernels<T>().pack(in, 0, 1, 0, order.columns, 1, x.data());
   else
-    kernels<T>().widen(in.data, in.dtype, order.columns, x.data());
+    masked_kernels<T>().widen(in.data, in.dtype, order.columns, x.data());
   const int64_t step = task_rows(order.rows, threads);
   parallel_for(threads, ceil_div(order.rows, step), [&](int64_t task) {
     const int64_t end = std::min(order.rows, (task + 1) * step);
     for (int64_t row = task * step; row < end; row += kRows) {
       const int64_t rows = std::min(kRows, end - row);
       const RowEntries entries = order.entries(row, rows);
-      if (values.given) {
-        kernels<T>().vector_product(entries, values.given, x.data(), y.data() + row);
+      if (values.stored) {
+        const void* index = order.narrow ? static_cast<const void*>(order.narrow) : order.index;
+        masked_kernels<T>().packed_product(
+            {entries.pointer, rows, index, order.narrow != nullptr, values.stored, values.dtype},
+            x.data(), y.data() + row);
+      } else if (values.given) {
+        masked_kernels<T>().vector_product(entries, values.given, x.data(), y.data() + row);
       } else {
         // Whether values are wanted too changes nothing in how sums are rounded.
         if (values.gathered) RowValues<T>(order, values, row, rows);
         const char* weight = static_cast<const char*>(values.weight);
-        kernels<T>().vector_product_dense(entries,
-                                          weight + row * values.ld * element_bytes(values.dtype),
-                                          values.dtype, values.ld, x.data(), y.data() + row);
+        masked_kernels<T>().vector_product_dense(
+            entries, weight + row * values.ld * element_bytes(values.dtype), values.dtype,
+            values.ld, x.data(), y.data() + row);
       }
       if (bias)
         for (int64_t r = row; r < row + rows; ++r) y.data()[r] += bias[r];
     }
   });
   if (out.along && out.ld != 1)
-    kernels<T>().unpack(y.data(), 1, nullptr, out, 0, 1, 0, order.rows);
+    masked_kernels<T>().unpack(y.data(), 1, nullptr, out, 0, 1, 0, order.rows);
   else
-    kernels<T>().narrow(y.data(), out.dtype, order.rows, out.data);
+    masked_kernels<T>().narrow(y.data(), out.dtype, order.rows, out.data);
 }
 
+// The sums over every `step`-th tile from `tile` on.
 template <class T>
-void add_bias_gradient(const Panels<T>& grad, int64_t row, int64_t rows, bool first, T* out) {
+void add_bias_gradient(const Panels<T>& grad, size_t tile, size_t step, int64_t row, int64_t rows,
+                       bool first, T* out) {
   for (int64_t r = row; r < row + rows; ++r) {
     T total = 0;
-    for (const auto& tile : grad.tiles()) {
-      const T* lanes = grad.at(tile, r);
-      for (int l = 0; l < tile.width; ++l) total += lanes[l];
+    for (size_t t = tile; t < grad.tiles().size(); t += step) {
+      const T* lanes = grad.at(grad.tiles()[t], r);
+      for (int l = 0; l < grad.tiles()[t].width; ++l) total += lanes[l];
     }
     out[r] = first ? total : out[r] + total;
   }
 }
 
-// Rows of the dense gradient: zeros, and the values of the kept entries.
+// The inner products of rows [row, row + count) for one tile, stored or added.
 template <class T>
-void write_dense_rows(const Order& order, const T* values, int64_t row, int64_t rows, DType dtype,
-                      void* weight) {
+void sampled_rows(const Order& order, const Panels<T>& grad, const Panels<T>& in, size_t tile,
+                  int64_t row, int64_t count, T* values, bool accumulate) {
+  for (const int64_t end = row + count; row < end; row += kRows)
+    masked_kernels<T>().sampled(order.entries(row, std::min(kRows, end - row)),
+                                grad.at(grad.tiles()[tile], row), in.at(in.tiles()[tile], 0),
+                                grad.tiles()[tile].width, values, accumulate);
+}
+
+// The widest tiles of which every thread gets as many, where a product is to be shared out by
+// lanes; else 0.
+template <class T>
+int own_width(int64_t entries, int64_t lanes, int threads) {
+  const int64_t bytes = entries * int64_t(sizeof(T) + sizeof(int32_t));
+  if (threads == 1 || lanes > kBatch || bytes > kOwnBytes) return 0;
+  for (int width = kPanel<T>; width >= kLeastPanel<T>; width /= 2)
+    if (lanes % (int64_t(width) * threads) == 0) return width;
+  return 0;
+}
+
+int64_t part(int64_t count, int index, int parts) { return count * index / parts; }
+
+// See masked_product: shared out by lanes.
+template <class T>
+void product_by_lanes(const Pattern& pattern, const Values<T>& values, Panels<T>& panels,
+                      const Matrix& in, const T* bias, const Matrix& out, int threads) {
+  const Order& order = pattern.by_row;
+  const size_t tiles = panels.tiles().size();
+  Values<T> known = values;
+  const bool gathers = !values.given && !values.stored;
+  Buffer<T> own(gathers && !values.gathered ? pattern.entries : 0);
+  if (gathers && !values.gathered) known.gathered = own.data();
+  on_each_thread(threads, [&](int thread) {
+    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) panels.pack_tile(t, in, 0);
+    if (!gathers) return;
+    const int64_t row = part(order.rows, thread, threads);
+    RowValues<T>(order, known, row, part(order.rows, thread + 1, threads) - row);
+  });
+  if (gathers) known.given = known.gathered;
+  on_each_thread(threads, [&](int thread) {
+    for (size_t t = size_t(thread); t < tiles; t += size_t(threads))
+      product_rows(order, known, panels, panels.tiles()[t], 0, order.rows, bias, out, 0);
+  });
+}
+
+// Rows of a dense matrix: zeros, and the values of the kept entries, whose columns are in `index`.
+template <class T>
+void write_dense_rows(const Order& order, const int32_t* index, const T* values, int64_t row,
+                      int64_t rows, DType dtype, void* weight) {
   const int64_t element = element_bytes(dtype);
   const int64_t bytes = order.columns * element;
   const bool streams = order.rows * bytes > kStreamBytes;
@@ -201,11 +173,11 @@ void write_dense_rows(const Order& order, const T* values, int64_t row, int64_t 
     char* out = static_cast<char*>(weight) + r * bytes;
     char* target = streams ? scratch.data() : out;
     if (!streams) std::memset(target, 0, size_t(bytes));
-    kernels<T>().scatter(values + first, order.index + first, count, dtype, target);
+    masked_kernels<T>().scatter(values + first, index + first, count, dtype, target);
     if (!streams) continue;
     mask_kernels().stream(target, bytes, out);
     for (int64_t j = first; j < first + count; ++j)
-      std::memset(target + order.index[j] * element, 0, size_t(element));
+      std::memset(target + index[j] * element, 0, size_t(element));
   }
   if (streams) mask_kernels().stream_end();
 }
@@ -223,14 +195,16 @@ void gather_values(const Pattern& pattern, const Values<T>& values, int threads)
 }
 
 template <class T>
-void scatter_values(const Pattern& pattern, const T* values, DType dtype, void* weight,
+void scatter_values(const Pattern& pattern, const Values<T>& values, DType dtype, void* weight,
                     int threads) {
   const Order& order = pattern.by_row;
   threads = useful_threads(order.rows * order.columns, 1, threads);
   const int64_t step = task_rows(order.rows, threads);
   parallel_for(threads, ceil_div(order.rows, step), [&](int64_t task) {
-    const int64_t row = task * step;
-    write_dense_rows(order, values, row, std::min(step, order.rows - row), dtype, weight);
+    const int64_t row = task * step, rows = std::min(step, order.rows - row);
+    const RowValues<T> part(order, values, row, rows);
+    const Rows<T> kept(order, row, rows);
+    write_dense_rows(order, kept.entries().index, part.data(), row, rows, dtype, weight);
   });
 }
 
@@ -238,9 +212,17 @@ template <class T>
 void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lanes,
                     const Matrix& in, const T* bias, const Matrix& out, int threads) {
   const Order& order = pattern.by_row;
-  threads = useful_threads(pattern.entries, lanes, threads);
-  if (lanes == 1) return vector_product(order, values, in, bias, out, threads);
+  if (lanes == 1) {
+    const int64_t entries = pattern.entries + kVectorRow * order.rows;
+    threads = useful_threads(entries, 1, threads, kVectorWork);
+    return vector_product(order, values, in, bias, out, threads);
+  }
+  threads = useful_threads(work(pattern), lanes, threads);
   Panels<T> panels(order.columns, std::min(lanes, kBatch));
+  if (const int width = own_width<T>(pattern.entries, lanes, threads)) {
+    panels.resize(lanes, width);
+    return product_by_lanes(pattern, values, panels, in, bias, out, threads);
+  }
   const int64_t step = task_rows(order.rows, threads);
   const int64_t shares = ceil_div(order.rows, step);
   const bool several = lanes > panels.tiles()[0].width;
@@ -248,12 +230,13 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
   // shared out by tiles as well, and all values gathered before.
   const bool together = !several || shares >= 2 * threads;
   Values<T> known = values;
-  Buffer<T> own(!values.given && !values.gathered && several ? pattern.entries : 0);
-  if (!values.given && several && !values.gathered) known.gathered = own.data();
+  const bool gathers = !values.given && !values.stored;
+  Buffer<T> own(gathers && !values.gathered && several ? pattern.entries : 0);
+  if (gathers && several && !values.gathered) known.gathered = own.data();
   for (int64_t lane = 0; lane < lanes; lane += kBatch) {
     panels.resize(std::min(kBatch, lanes - lane));
     const auto& tiles = panels.tiles();
-    const int64_t first = known.given || together ? 0 : shares;
+    const int64_t first = !gathers || known.given || together ? 0 : shares;
     parallel_for(threads, first + panels.pack_tasks(), [&](int64_t task) {
       if (task >= first) return panels.pack(task - first, in, lane);
       const int64_t row = task * step;
@@ -273,19 +256,81 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
   }
 }
 
+// See masked_gradients: shared out by lanes, the weight's gradients added up over the threads.
+template <class T>
+void gradients_by_lanes(const Pattern& pattern, const T* values, Panels<T>& grad_panels,
+                        Panels<T>& in_panels, const Matrix& grad, const Matrix& in,
+                        const Gradients<T>& wanted, int threads) {
+  const Order &rows = pattern.by_row, &columns = pattern.by_column;
+  const bool wants_in = wanted.in.data, wants_values = wanted.values || wanted.weight;
+  const size_t tiles = grad_panels.tiles().size();
+  Buffer<T> permuted(wants_in ? pattern.entries : 0);
+  Values<T> known;
+  known.given = permuted.data();
+  Buffer<T> sums(wants_values ? pattern.entries * threads : 0);
+  Buffer<T> bias(wanted.bias ? rows.rows * threads : 0);
+  on_each_thread(threads, [&](int thread) {
+    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) {
+      grad_panels.pack_tile(t, grad, 0);
+      if (wants_values) in_panels.pack_tile(t, in, 0);
+    }
+    if (!wants_in) return;
+    const int64_t end = part(pattern.entries, thread + 1, threads);
+    for (int64_t j = part(pattern.entries, thread, threads); j < end; ++j)
+      permuted.data()[j] = values[pattern.permutation[j]];
+  });
+  on_each_thread(threads, [&](int thread) {
+    const size_t first = size_t(thread), step = size_t(threads);
+    for (size_t t = first; t < tiles; t += step) {
+      if (wants_in)
+        product_rows(columns, known, grad_panels, grad_panels.tiles()[t], 0, columns.rows,
+                     static_cast<const T*>(nullptr), wanted.in, 0);
+      if (wants_values)
+        sampled_rows(rows, grad_panels, in_panels, t, 0, rows.rows,
+                     sums.data() + thread * pattern.entries, t != first);
+    }
+    if (wanted.bias)
+      add_bias_gradient(grad_panels, first, step, 0, rows.rows, true,
+                        bias.data() + thread * rows.rows);
+  });
+  if (!wants_values && !wanted.bias) return;
+  T* total = wanted.values ? wanted.values : sums.data();
+  on_each_thread(threads, [&](int thread) {
+    const int64_t row = part(rows.rows, thread, threads);
+    const int64_t count = part(rows.rows, thread + 1, threads) - row;
+    const auto add = [&](const Buffer<T>& parts, int64_t stride, int64_t from, int64_t to, T* out) {
+      for (int64_t j = from; j < to; ++j) {
+        T sum = parts.data()[j];
+        for (int p = 1; p < threads; ++p) sum += parts.data()[p * stride + j];
+        out[j] = sum;
+      }
+    };
+    if (wanted.bias) add(bias, rows.rows, row, row + count, wanted.bias);
+    if (!wants_values) return;
+    add(sums, pattern.entries, rows.pointer[row], rows.pointer[row + count], total);
+    if (wanted.weight)
+      write_dense_rows(rows, rows.index, total, row, count, wanted.dtype, wanted.weight);
+  });
+}
+
 template <class T>
 void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, const Matrix& grad,
                       const Matrix& in, const Gradients<T>& wanted, int threads) {
   const Order &rows = pattern.by_row, &columns = pattern.by_column;
-  threads = useful_threads(pattern.entries, lanes, threads);
+  threads = useful_threads(work(pattern), lanes, threads);
   const bool wants_in = wanted.in.data, wants_values = wanted.values || wanted.weight;
   const int64_t most = std::min(lanes, kBatch);
+  Panels<T> grad_panels(rows.rows, most), in_panels(rows.columns, wants_values ? most : 0);
+  if (const int width = own_width<T>(pattern.entries, lanes, threads)) {
+    grad_panels.resize(lanes, width);
+    in_panels.resize(wants_values ? lanes : 0, width);
+    return gradients_by_lanes(pattern, values, grad_panels, in_panels, grad, in, wanted, threads);
+  }
   Buffer<T> permuted(wants_in ? pattern.entries : 0);
   Values<T> known;
   known.given = permuted.data();
   Buffer<T> own(wants_values && !wanted.values ? pattern.entries : 0);
   T* sampled = wanted.values ? wanted.values : own.data();
-  Panels<T> grad_panels(rows.rows, most), in_panels(rows.columns, wants_values ? most : 0);
 
   const int64_t row_step = task_rows(rows.rows, threads);
   const int64_t column_step = task_rows(columns.rows, threads);
@@ -316,23 +361,20 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
       }
       const int64_t row = (task - products) * row_step;
       const int64_t count = std::min(row_step, rows.rows - row);
-      if (wanted.bias) add_bias_gradient(grad_panels, row, count, first, wanted.bias);
+      if (wanted.bias) add_bias_gradient(grad_panels, 0, 1, row, count, first, wanted.bias);
       if (!wants_values) return;
       for (size_t t = 0; t < tiles.size(); ++t)
-        for (int64_t r = row; r < row + count; r += kRows)
-          kernels<T>().sampled(rows.entries(r, std::min(kRows, row + count - r)),
-                               grad_panels.at(tiles[t], r), in_panels.at(in_panels.tiles()[t], 0),
-                               tiles[t].width, sampled, !(first && t == 0));
+        sampled_rows(rows, grad_panels, in_panels, t, row, count, sampled, !(first && t == 0));
       if (wanted.weight && last)
-        write_dense_rows(rows, sampled, row, count, wanted.dtype, wanted.weight);
+        write_dense_rows(rows, rows.index, sampled, row, count, wanted.dtype, wanted.weight);
     });
   }
 }
 
 template void gather_values<float>(const Pattern&, const Values<float>&, int);
 template void gather_values<double>(const Pattern&, const Values<double>&, int);
-template void scatter_values<float>(const Pattern&, const float*, DType, void*, int);
-template void scatter_values<double>(const Pattern&, const double*, DType, void*, int);
+template void scatter_values<float>(const Pattern&, const Values<float>&, DType, void*, int);
+template void scatter_values<double>(const Pattern&, const Values<double>&, DType, void*, int);
 template void masked_product<float>(const Pattern&, const Values<float>&, int64_t, const Matrix&,
                                     const float*, const Matrix&, int);
 template void masked_product<double>(const Pattern&, const Values<double>&, int64_t, const Matrix&,

@@ -7,10 +7,12 @@
 
 namespace sparsekern {
 
-// The kept values in row order: given, or to be gathered from a dense matrix into `gathered`.
+// The kept values in row order: given, stored as `dtype`, or to be gathered from a dense matrix
+// into `gathered`.
 template <class T>
 struct Values {
   const T* given = nullptr;
+  const void* stored = nullptr;
   const void* weight = nullptr;
   DType dtype = DType::kFloat32;
   int64_t ld = 0;
@@ -23,7 +25,7 @@ void gather_values(const Pattern& pattern, const Values<T>& values, int threads)
 
 // Writes them to a contiguous dense matrix, with zeros elsewhere.
 template <class T>
-void scatter_values(const Pattern& pattern, const T* values, DType dtype, void* weight,
+void scatter_values(const Pattern& pattern, const Values<T>& values, DType dtype, void* weight,
                     int threads);
 
 // out[lane][row] = sum over the row's entries of value * in[lane][column] + bias[row], for `lanes`

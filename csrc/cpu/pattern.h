@@ -11,8 +11,9 @@ namespace sparsekern {
 struct Order {
   int64_t rows = 0;
   int64_t columns = 0;
-  int32_t* pointer = nullptr;  // rows + 1 positions of the rows' first entries
-  int32_t* index = nullptr;    // the column of each entry
+  int32_t* pointer = nullptr;       // rows + 1 positions of the rows' first entries
+  int32_t* index = nullptr;         // the column of each entry
+  const int16_t* narrow = nullptr;  // the same in 16 bits, where there is no `index`
   // See RowEntries: what it says of all rows, or null and 0 where structure was not looked for.
   int32_t* shared = nullptr;
   int64_t strip = 0;

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from ..ops.masked import SparsityPattern
 from ..ops.masked.linear import check_weight_grad
+from .compressed import CompressedLinear
 from .densities import check_sparsity, erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
 from .weights import excluded_modules, find_weights
@@ -196,10 +197,38 @@ def from_masks(
     return _replace(model, replacements.get)
 
 
-def to_dense(model: _Model) -> _Model:
-    """Makes every masked layer an ``nn.Linear`` or ``nn.Conv2d`` again, in place.
+def compress(model: _Model, *, keep_dense: bool = False) -> _Model:
+    """Makes every :class:`MaskedLinear` a :class:`CompressedLinear`, for inference, in place.
 
-    Weights under the mask become 0. Parameters stay the tensors they are.
+    What is not kept is dropped, mask included: at 90 % sparsity a float32 layer takes 0.6 bytes
+    for each of its weights instead of 6.2. Masked convolutions stay as they are.
+
+    Args:
+        model: changed in place; a single layer is replaced in the result only.
+        keep_dense: lets layers keep the dense weight as well, where large batches go by it.
+
+    Returns:
+        The model, in the mode it was in. :func:`to_dense` takes it back.
+
+    Raises:
+        ValueError: if the model has no masked linear layer.
+    """
+    if not any(isinstance(module, MaskedLinear) for module in model.modules()):
+        raise ValueError("model has no MaskedLinear: sparsekern.nn.sparsify makes them")
+
+    def compressed(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, MaskedLinear):
+            return None
+        return CompressedLinear.from_linear(module, keep_dense=keep_dense)
+
+    return _replace(model, compressed)
+
+
+def to_dense(model: _Model) -> _Model:
+    """Makes every masked or compressed layer an ``nn.Linear`` or ``nn.Conv2d`` again, in place.
+
+    Weights that are not kept become 0. Parameters of masked layers stay the tensors they are, those
+    of compressed ones are new.
 
     Returns:
         The model; a single layer is replaced in the result only.
@@ -218,6 +247,8 @@ def _check(model: object, weight_grad: str = "masked") -> None:
 
 
 def _dense(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, CompressedLinear):
+        return module.to_linear()
     if not isinstance(module, MaskedLinear | MaskedConv2d):
         return None
     dense: nn.Linear | nn.Conv2d

@@ -339,9 +339,9 @@ void scatter(const T* values, const int32_t* index, int64_t count, DType dtype, 
 
 template <class T>
 constexpr MaskedTable<T> make_masked_table() {
-  return {product<T>, sampled<T>, vector_product<T>, vector_product_dense<T>,
-          pack<T>,    unpack<T>,  gather<T>,         scatter<T>,
-          widen<T>,   narrow<T>};
+  return {product<T>,        sampled<T>, vector_product<T>, vector_product_dense<T>,
+          packed_product<T>, pack<T>,    unpack<T>,         gather<T>,
+          scatter<T>,        widen<T>,   narrow<T>,         widen_index};
 }
 
 constexpr MaskedTable<float> kMaskedF32 = make_masked_table<float>();

@@ -45,6 +45,17 @@ struct RowEntries {
   int64_t strip;
 };
 
+// The kept entries of consecutive rows as they are stored for inference: row r has
+// [pointer[r], pointer[r + 1]) of an index of int16 (`narrow`) or int32, and of values of `dtype`.
+struct PackedRows {
+  const int32_t* pointer;
+  int64_t rows;
+  const void* index;
+  bool narrow;
+  const void* values;
+  DType dtype;
+};
+
 // x[lane][feature] at lane * ld + feature (across), or at feature * ld + lane (along).
 struct Matrix {
   void* data;
@@ -69,6 +80,9 @@ struct MaskedTable {
   void (*vector_product_dense)(const RowEntries& entries, const void* weight, DType dtype,
                                int64_t ld, const T* x, T* out);
 
+  // The same with indices and values as they are stored for inference.
+  void (*packed_product)(const PackedRows& entries, const T* x, T* out);
+
   // panel[feature][lane] = x[lane][feature] for `lanes` <= width lanes; the others are zero.
   void (*pack)(const Matrix& x, int64_t lane, int lanes, int64_t feature, int64_t features,
                int width, T* panel);
@@ -86,6 +100,9 @@ struct MaskedTable {
   // to[i] = T(from[i]) for elements stored as `dtype`, and the other way.
   void (*widen)(const void* from, DType dtype, int64_t count, T* to);
   void (*narrow)(const T* from, DType dtype, int64_t count, void* to);
+
+  // to[i] = from[i].
+  void (*widen_index)(const int16_t* from, int64_t count, int32_t* to);
 };
 
 // Independent of the element type.

@@ -100,6 +100,71 @@ void vector_product_dense(const RowEntries& entries, const void* weight, DType d
     vector_rows(entries, DenseValues<T>{static_cast<const T*>(weight), ld}, x, out);
 }
 
+// Fewer entries than fill a vector: rows of few weights have no others.
+template <class T, class Index>
+inline void add_rest(const Index* index, const T* values, int64_t count, const T* x, T* sums) {
+  int64_t l = 0;
+  for (; l + 4 <= count; l += 4)
+    for (int i = 0; i < 4; ++i) sums[i] += values[l + i] * x[index[l + i]];
+  for (; l < count; ++l) sums[0] += values[l] * x[index[l]];
+}
+
+// Each row's stored entries against one vector: values and indices come from memory in their order.
+template <class T, class Index, class Stored>
+void packed_rows(const PackedRows& entries, const Index* index, const Stored* values, const T* x,
+                 T* out) {
+  constexpr int L = kLanes<T>;
+  T own[L < 4 ? 4 : L];
+  const auto widened = [&](int64_t j, int64_t count) -> const T* {
+    if constexpr (sizeof(Stored) == sizeof(T)) return values + j;
+    convert<T>(values + j, entries.dtype, count, own);
+    return own;
+  };
+  for (int64_t r = 0; r < entries.rows; ++r) {
+    const int64_t end = entries.pointer[r + 1];
+    int64_t j = entries.pointer[r];
+    bool adjacent = false;
+    typename Vector<T>::type wide = {};
+    T sums[4] = {};  // independent chains
+    for (; j + L <= end; j += L) {
+      const T* some = widened(j, L);
+      if (index[j + L - 1] - index[j] == L - 1) {  // ascending, so adjacent
+        adjacent = true;
+        wide += load(some) * load(x + index[j]);
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) sums[l % 4] += some[l] * x[index[j + l]];
+    }
+    const T* some = widened(j, end - j);
+    add_rest(index + j, some, end - j, x, sums);
+    T total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    if (adjacent)
+      for (int l = 0; l < L; ++l) total += wide[l];
+    out[r] = total;
+  }
+}
+
+template <class T, class Index>
+void packed_product_by(const PackedRows& entries, const Index* index, const T* x, T* out) {
+  if (entries.dtype == DType::kBFloat16 || entries.dtype == DType::kFloat16)
+    packed_rows(entries, index, static_cast<const uint16_t*>(entries.values), x, out);
+  else
+    packed_rows(entries, index, static_cast<const T*>(entries.values), x, out);
+}
+
+template <class T>
+void packed_product(const PackedRows& entries, const T* x, T* out) {
+  if (entries.narrow)
+    packed_product_by(entries, static_cast<const int16_t*>(entries.index), x, out);
+  else
+    packed_product_by(entries, static_cast<const int32_t*>(entries.index), x, out);
+}
+
+inline void widen_index(const int16_t* from, int64_t count, int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
 // Kept values of a dense weight whose elements are U, into T. The next row's lines are asked for
 // while this one's are copied, except in structured patterns, whose lines follow one another.
 template <class T, class U, class Convert>

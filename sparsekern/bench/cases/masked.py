@@ -156,6 +156,16 @@ class Work:
             Contender("masked_dense", "masked, then dense", masked_dense, group=group),
             Contender("dense", "dense, no mask", dense, same_work=False),
         ]
+        if self.kind == "M1":
+            found.append(
+                Contender(
+                    "compressed",
+                    "sparsekern, compressed",
+                    _compressed,
+                    prepare=_with_compressed,
+                    group=OURS,
+                )
+            )
         if self.kind != "M3":
             found.append(
                 Contender(
@@ -214,6 +224,16 @@ def _with_values(inputs: dict[str, Any]) -> dict[str, Any]:
     pattern = sk.SparsityPattern(inputs["mask"])
     values = pattern.gather(inputs["weight"].detach())
     return {**inputs, "pattern": pattern, "values": values.requires_grad_()}
+
+
+def _with_compressed(inputs: dict[str, Any]) -> dict[str, Any]:
+    pattern = sk.SparsityPattern(inputs["mask"])
+    form = pattern.compress(inputs["weight"], keep_dense=False)
+    return {"x": inputs["x"], "compressed": form}
+
+
+def _compressed(inputs: dict[str, Any]) -> list[Tensor]:
+    return [inputs["compressed"].linear(inputs["x"])]
 
 
 def gradients(inputs: dict[str, Any], out: Tensor) -> list[Tensor]:

@@ -33,6 +33,9 @@ _MASKED_RATES = (3.4, 1.6)  # weights written to a masked copy per nanosecond: c
 _READ_RATE = 30.0  # bytes of the weight's cache lines that hold kept entries
 _LINE = 64
 _ENTRY = 1.2  # nanoseconds to read a kept weight, or to write its gradient
+# Of packed values: nanoseconds to read one for a batch of one, and for panels; and bytes of a dense
+# weight that a small batch reads in a nanosecond.
+_STORED, _STORED_MORE, _DENSE_READ = 0.55, 0.3, 9.0
 _PACKED = 3.05  # elements of the batch brought into panels and back
 _WRITTEN = 3.2  # elements of the dense gradient
 # The column order reads values at random: nanoseconds an entry, and more for each million entries
@@ -129,6 +132,49 @@ def sparse_overhead(batch: int, rows: int, columns: int, nnz: int) -> float:
     return _ENTRY * nnz + batch * (rows + columns) / _PACKED
 
 
+def packed_algorithm(
+    batch: int,
+    rows: int,
+    columns: int,
+    nnz: int,
+    dtype: torch.dtype,
+    threads: int,
+    rates: DtypeRates,
+    in_blocks: int = 0,
+    has_dense: bool = True,
+) -> str:
+    """The faster algorithm of a weight whose kept values are stored by themselves.
+
+    Args:
+        batch: as in :func:`algorithm`, like all other arguments of these names.
+        rows: output features.
+        columns: input features.
+        nnz: kept weights.
+        dtype: of x.
+        threads: that torch uses.
+        rates: of the machine.
+        in_blocks: kept weights in fours of rows that keep the same columns.
+        has_dense: whether the dense weight is there too, so that it need not be made.
+
+    Returns:
+        ``"dense"`` or ``"unstructured"``.
+    """
+    weights = rows * columns
+    dense = 2 * batch * weights / rates.dense
+    if weights * dtype.itemsize > _CACHED_BYTES:
+        dense = max(dense, weights * dtype.itemsize / _DENSE_READ)
+    dense = _CALL / 2 + dense / threads
+    if not has_dense:
+        dense += (nnz * _ENTRY + weights / _MASKED_RATES[0]) / threads
+    if batch == 1:
+        return "dense" if dense < nnz * _STORED / threads else "unstructured"
+    rate = rates.sparse if columns * min(batch, 64) * 4 <= _PANEL_BYTES else rates.sparse_far
+    operations = 2 * max(batch, _LEAST_LANES) * (nnz - (1 - _BLOCKS["forward"]) * in_blocks)
+    moved = batch * (rows + columns) / _PACKED
+    sparse = (operations / rate + nnz * _STORED_MORE + moved) / threads
+    return "dense" if dense < sparse else "unstructured"
+
+
 def convolution_algorithm(
     part: str,
     x: Sequence[int],
@@ -200,8 +246,24 @@ def here(
     return decide(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks) != "dense"
 
 
+def packed_here(
+    batch: int,
+    rows: int,
+    columns: int,
+    nnz: int,
+    dtype: torch.dtype,
+    in_blocks: int,
+    has_dense: bool,
+) -> str:
+    """What :func:`packed_algorithm` says on this machine, with torch's threads."""
+    threads, rates = _here(dtype)
+    decide = packed_algorithm if torch.compiler.is_compiling() else _remembered_packed
+    return decide(batch, rows, columns, nnz, dtype, threads, rates, in_blocks, has_dense)
+
+
 # A layer asks the same at each step; the answer takes longer than to look it up.
 _remembered = functools.lru_cache(maxsize=4096)(algorithm)
+_remembered_packed = functools.lru_cache(maxsize=4096)(packed_algorithm)
 
 
 def convolves_sparsely(

@@ -1,8 +1,9 @@
 """Masked weights stored by their kept entries alone, for inference: several forms, chosen once.
 
-A compressed weight answers each batch in the form that is fastest for it, by :mod:`.cuda_choice`:
-bitmask-compressed on the CUDA kernels for small batches, torch's semi-structured matrices for 2:4
-masks, blocks where whole blocks are empty, and the dense masked weight for all else.
+A compressed weight answers each batch in the form that is fastest for it. On the CPU: kept values
+row by row, by the compiled core. On a GPU, by :mod:`.cuda_choice`: bitmask-compressed on the CUDA
+kernels for small batches, torch's semi-structured matrices for 2:4 masks, blocks where whole blocks
+are empty. The dense masked weight for all else.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from ... import dispatch
 from .. import checks
-from ..registry import needs_grad
-from . import bitmask, cuda_choice
+from ..registry import back_end, needs_grad
+from . import bitmask, choice, cuda_choice, packed
 from .cuda_rates import DeviceRates
 
 if TYPE_CHECKING:
@@ -41,23 +42,36 @@ class CompressedWeight:
     Args:
         weight: ``(rows, columns)``; float32, float64, bfloat16 or float16. What lies under the
             mask has no influence.
-        mask: bool ``(rows, columns)``, True where a weight is kept.
+        mask: bool ``(rows, columns)``, True where a weight is kept, or the pattern of that.
         keep_dense: keeps the dense masked weight as well once a large batch has asked for it, so
             that large batches take as long as with a dense layer. Otherwise it is made anew for
             each of them, and the memory stays at the compressed size.
     """
 
-    def __init__(self, weight: Tensor, mask: Tensor, *, keep_dense: bool = True) -> None:
+    def __init__(
+        self, weight: Tensor, mask: Tensor | SparsityPattern, *, keep_dense: bool = True
+    ) -> None:
         self._keep_dense = keep_dense
         self._kernels = has_kernels(weight.device)
         self._dense: Tensor | None = None
         self._blocks: Tensor | None = None
         self._semi_structured: Tensor | None = None
         self._packed: bitmask.Bitmask | None = None
-        weight, mask = weight.detach(), mask.contiguous()
+        self._by_rows: packed.Packed | None = None
+        self._in_blocks = 0
+        weight = weight.detach()
         rows, columns = weight.shape
-        nnz = int(mask.sum())
         self._dtype, self._device = weight.dtype, weight.device
+        if dispatch.select(weight.device) == "cpu":
+            pattern = _as_pattern(mask)
+            self._by_rows = packed.pack(weight, pattern)
+            self._in_blocks = pattern.structure.rows
+            self._forms = frozenset(("unstructured",))
+            self._shape = torch.Size((rows, columns))
+            self._nnz, self._block_side = pattern.nnz, 0
+            return
+        mask = (mask if isinstance(mask, Tensor) else mask.mask).contiguous()
+        nnz = int(mask.sum())
         if is_semi_structured(mask) and nnz > 0:
             self._semi_structured = semi_structured(torch.where(mask, weight, 0))
         side = in_blocks = 0
@@ -100,8 +114,9 @@ class CompressedWeight:
 
     @property
     def forms(self) -> frozenset[str]:
-        """What there is of it: ``"semi_structured"``, ``"bitmask"``, ``"blocks"``.
+        """What there is of it.
 
+        On the CPU ``"unstructured"``, else ``"semi_structured"``, ``"bitmask"``, ``"blocks"``.
         The dense weight can always be made. ``"bitmask"`` is named where the kernels can multiply
         with it; elsewhere it is merely how the weight is stored.
         """
@@ -110,7 +125,8 @@ class CompressedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes now, the dense weight included where that is kept."""
-        packed = 0 if self._packed is None else self._packed.nbytes
+        parts = [part for part in (self._packed, self._by_rows) if part is not None]
+        packed = sum(part.nbytes for part in parts)
         dense = 0 if self._dense is None else self._dense.nbytes
         semi = blocks = 0
         if self._semi_structured is not None:  # half of the values, and 2 bits for each
@@ -123,13 +139,39 @@ class CompressedWeight:
     def algorithm(self, batch: int) -> str:
         """What multiplies a batch of so many rows, of all its forms and the dense weight.
 
-        See :func:`.cuda_choice.algorithm` for the names.
+        See :func:`.cuda_choice.algorithm` for the names, and on the CPU
+        :func:`.choice.packed_algorithm`.
         """
-        return self._fastest(batch, (*self._forms, "dense"))
+        if self._by_rows is None:
+            return self._fastest(batch, (*self._forms, "dense"))
+        if not _core_runs(self._device):
+            return "dense"
+        return choice.packed_here(
+            batch,
+            *self._shape,
+            self._nnz,
+            self._dtype,
+            self._in_blocks,
+            self._dense is not None or self._keep_dense,
+        )
 
     def to_dense(self) -> Tensor:
         """The dense weight with zeros where nothing is kept: ``(rows, columns)``."""
         return self._dense_weight().clone() if self._dense is not None else self._dense_weight()
+
+    def to_csr(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row pointer and column index, int32, and values: the kept entries row by row, copies.
+
+        In forms that do not tell a kept zero from what is not kept, zeros are left out.
+        """
+        if self._by_rows is not None:
+            own = self._by_rows
+            return own.pointer.clone(), own.index.to(torch.int32, copy=True), own.values.clone()
+        dense = self._dense_weight()
+        kept = dense != 0
+        row, column = kept.nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=self._shape[0]).cumsum(0)
+        return F.pad(counts, (1, 0)).to(torch.int32), column.to(torch.int32), dense[kept]
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x Wᵀ + b``, sums of 16-bit products in float32.
@@ -152,14 +194,17 @@ class CompressedWeight:
         if name == "semi_structured":
             assert self._semi_structured is not None
             return F.linear(x, self._semi_structured, bias)
-        flat = x.reshape(-1, x.shape[-1])
-        if name == "blocks":
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if name == "unstructured":
+            assert self._by_rows is not None
+            out = packed.linear(flat, self._by_rows, bias)
+        elif name == "blocks":
             assert self._blocks is not None
             out = F.linear(flat, self._blocks, bias)
         else:
             assert self._packed is not None
             out = bitmask.linear(flat, self._packed, bias, name == "panels")
-        return out.view(*x.shape[:-1], self._shape[0])
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], self._shape[0])
 
     def _loses_to_pattern(self, batch: int) -> bool:
         """Whether a pattern of the same mask multiplies a batch faster, on the CUDA kernels."""
@@ -187,7 +232,9 @@ class CompressedWeight:
     def _dense_weight(self) -> Tensor:
         if self._dense is not None:
             return self._dense
-        if self._packed is not None:
+        if self._by_rows is not None:
+            dense = packed.expand(self._by_rows, _core_runs(self._device))
+        elif self._packed is not None:
             dense = bitmask.expand(self._packed, self._kernels)
         else:
             assert self._semi_structured is not None
@@ -227,6 +274,18 @@ class CompressedWeight:
             f"CompressedWeight(shape={tuple(self.shape)}, nnz={self.nnz}, dtype={self._dtype}, "
             f"nbytes={self.nbytes}, forms={sorted(self.forms)})"
         )
+
+
+def _core_runs(device: torch.device) -> bool:
+    """Whether the compiled core multiplies tensors of this device, here and now."""
+    # Transforms and traces look into plain PyTorch only, as bitmask and the dense weight are.
+    return back_end(device, bitmask, packed, triton=bitmask, cuda=bitmask) is packed
+
+
+def _as_pattern(mask: Tensor | SparsityPattern) -> SparsityPattern:
+    from .pattern import SparsityPattern  # which imports this module
+
+    return mask if isinstance(mask, SparsityPattern) else SparsityPattern(mask)
 
 
 def has_kernels(device: torch.device) -> bool:

@@ -196,9 +196,14 @@ def check_weight(weight: Tensor, mask: Tensor | SparsityPattern, bias: Tensor | 
             )
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast chooses the dtype of products with x."""
+    return x.dtype != torch.float64 and _autocast_is_on(x)
+
+
 def autocast_input(x: Tensor) -> Tensor:
     """Casts x as autocast casts the operands of a product, where it is on."""
-    if x.dtype == torch.float64 or not _autocasts(x):
+    if not autocasts(x):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
@@ -211,8 +216,7 @@ def check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         return
     tensors = [weight, x] if bias is None else [weight, x, bias]
     names = ["weight", "x", "bias"][: len(tensors)]
-    mixed = _autocasts(x) and x.dtype != torch.float64
-    if mixed and weight.dtype != torch.float64:
+    if autocasts(x) and weight.dtype != torch.float64:
         for tensor, name in zip(tensors, names, strict=True):
             if tensor.device != weight.device:
                 raise ValueError(
@@ -258,7 +262,7 @@ def as_pattern(mask: Tensor | SparsityPattern) -> SparsityPattern:
     return mask if isinstance(mask, SparsityPattern) else SparsityPattern(mask)
 
 
-def _autocasts(x: Tensor) -> bool:
+def _autocast_is_on(x: Tensor) -> bool:
     if x.is_cpu:  # reading a device's type takes longer than asking this
         return torch.is_autocast_enabled("cpu")
     kind = x.device.type

@@ -229,10 +229,11 @@ class SparsityPattern:
     def compress(self, weight: Tensor, *, keep_dense: bool = True) -> CompressedWeight:
         """The kept entries of a weight alone, in the form that inference is fastest with.
 
-        Worth it on a GPU with the CUDA kernels, where products with small batches take as long as
-        their bytes do. :func:`sparsekern.masked_linear` takes it from then on wherever it gets this
-        weight with this pattern and no gradient is wanted, until either changes; a change by way of
-        ``.data``, or of tensors made in inference mode, is not noticed. Waits for the device once.
+        Worth it where products with small batches take as long as their bytes do: on the CPU, and
+        on a GPU with the CUDA kernels. :func:`sparsekern.masked_linear` takes it from then on
+        wherever it gets this weight with this pattern and no gradient is wanted, until either
+        changes; a change by way of ``.data``, or of tensors made in inference mode, is not noticed.
+        Waits for the device once.
 
         Args:
             weight: ``(rows, columns)``, on the pattern's device. What lies under the mask has no
@@ -252,7 +253,7 @@ class SparsityPattern:
                 f"{tuple(self._mask.shape)}: expected the same, of a matrix"
             )
         self._check_device(weight, "weight")
-        result = CompressedWeight(weight, self._mask, keep_dense=keep_dense)
+        result = CompressedWeight(weight, self, keep_dense=keep_dense)
         self.remembered = compression.kept(result, weight, self._mask)
         return result
 

@@ -1,4 +1,7 @@
-"""Compressed weights: which form is chosen, and what they are where no kernels run."""
+"""Compressed weights: which form is chosen, and what they are where no kernels run.
+
+What the compiled core makes of them on the CPU is in test_packed.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ from sparsekern.ops.masked import compressed, cuda_rates
 from sparsekern.ops.masked.compressed import CompressedWeight
 
 from . import oracle
+
+# Where the compiled core runs, it takes the place of these forms.
+reference_only = pytest.mark.parametrize("backend", ["reference"], indirect=True)
 
 
 def two_of_four(rows: int, columns: int) -> Tensor:
@@ -70,6 +76,7 @@ def test_conditions_of_semi_structured_matrices(
     assert compressed.semi_structured(dense) is None
 
 
+@reference_only
 def test_two_of_four_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     # The dense weight stands in for torch's form, which only a GPU makes.
     monkeypatch.setattr(compressed, "semi_structured", lambda dense: dense)
@@ -82,6 +89,7 @@ def test_two_of_four_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle.assert_close([form.linear(x)], [(x @ (w * mask).T).double()], torch.float32)
 
 
+@reference_only
 def test_two_of_four_without_torchs_kernels_is_a_bitmask() -> None:
     mask, w = two_of_four(32, 64), torch.randn(32, 64)
     form = CompressedWeight(w, mask)
@@ -103,6 +111,7 @@ def test_blocks_are_found(side: int, kept: float) -> None:
     assert found == (16, int(mask.sum()))
 
 
+@reference_only
 def test_blocks_are_multiplied_alone() -> None:
     chosen = torch.zeros(4, 6, dtype=torch.bool)
     chosen[0, 5] = chosen[3, 1] = chosen[3, 2] = True
@@ -118,6 +127,7 @@ def test_blocks_are_multiplied_alone() -> None:
     oracle.assert_close([form.linear(x, bias)], [wanted], torch.float32)
 
 
+@reference_only
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
 @pytest.mark.parametrize("keep_dense", [True, False])
 def test_without_kernels_it_is_stored_compressed(keep_dense: bool, dtype: torch.dtype) -> None:

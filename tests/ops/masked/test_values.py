@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 import sparsekern as sk
 
+from ..conftest import compiled_only
 from . import oracle
 
 
@@ -39,6 +42,32 @@ def test_linear_is_the_definition(shape: tuple[int, int, int], dtype: torch.dtyp
         assert torch.equal(plain, found[0])
         dense = oracle.linear(x, weight, mask, None, grad, dense=True)
         oracle.assert_close(run(x, poisoned, mask, None, grad, weight_grad="dense"), dense, dtype)
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+@compiled_only
+@pytest.mark.parametrize("batch", [48, 96, 192, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("algorithm", "threads")
+def test_batches_shared_out_by_lanes(batch: int, dtype: torch.dtype) -> None:
+    """Tiles of every width by threads, and a batch that does not divide by them."""
+    x, weight, mask, bias = oracle.problem(batch, 270, 130, 0.9, dtype)
+    grad = torch.randn(batch, 130).to(dtype)
+    expected = oracle.linear(x, weight, mask, bias, grad)
+    found = run(x, oracle.poison(weight, mask), mask, bias, grad)
+    oracle.assert_close(found, expected, dtype)
+    again = run(x, oracle.poison(weight, mask), mask, bias, grad)
+    assert all(map(torch.equal, found, again))
+    pattern = sk.SparsityPattern(mask)
+    product = sk.spmm(pattern, pattern.gather(weight), x.t())
+    oracle.assert_close([product.t() + bias], expected[:1], dtype, long=True)
 
 
 def test_a_mask_is_as_good_as_a_pattern() -> None:
