@@ -113,7 +113,7 @@ class CompressedLinear(nn.Module):
             raise RuntimeError("a CompressedLinear has no form without values (device meta)")
         if (moved.dtype, moved.device) != (own.dtype, own.device):
             pointer, index, values = own.to_csr()
-            self._take(*(part.to(moved.device) for part in (pointer, index)), fn(values))
+            self._take(pointer.to(moved.device), index.to(moved.device), fn(values))
         return self
 
     def _take(self, pointer: Tensor, index: Tensor, values: Tensor) -> None:
@@ -125,7 +125,7 @@ class CompressedLinear(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, part in zip(_PARTS, self.compressed.to_csr(), strict=True):
             destination[prefix + name] = part
 
@@ -141,7 +141,7 @@ class CompressedLinear(nn.Module):
     ) -> None:
         names = [prefix + name for name in _PARTS]
         rest = {name: value for name, value in state_dict.items() if name not in names}
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         missing = [name for name in names if name not in state_dict]

@@ -125,8 +125,8 @@ class CompressedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes now, the dense weight included where that is kept."""
-        parts = [part for part in (self._packed, self._by_rows) if part is not None]
-        packed = sum(part.nbytes for part in parts)
+        own = [form for form in (self._packed, self._by_rows) if form is not None]
+        stored = sum(form.nbytes for form in own)
         dense = 0 if self._dense is None else self._dense.nbytes
         semi = blocks = 0
         if self._semi_structured is not None:  # half of the values, and 2 bits for each
@@ -134,7 +134,7 @@ class CompressedWeight:
         if self._blocks is not None:
             parts = (self._blocks.values(), self._blocks.crow_indices(), self._blocks.col_indices())
             blocks = sum(part.nbytes for part in parts)
-        return packed + dense + semi + blocks
+        return stored + dense + semi + blocks
 
     def algorithm(self, batch: int) -> str:
         """What multiplies a batch of so many rows, of all its forms and the dense weight.
@@ -166,7 +166,7 @@ class CompressedWeight:
         """
         if self._by_rows is not None:
             own = self._by_rows
-            return own.pointer.clone(), own.index.to(torch.int32, copy=True), own.values.clone()
+            return own.pointer.clone(), own.indices.to(torch.int32, copy=True), own.values.clone()
         dense = self._dense_weight()
         kept = dense != 0
         row, column = kept.nonzero(as_tuple=True)

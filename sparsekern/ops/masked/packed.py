@@ -30,14 +30,14 @@ class Packed(NamedTuple):
 
     Attributes:
         pointer: ``(rows + 1,)`` int32, where the entries of a row begin.
-        index: ``(nnz,)`` int16, or int32 where columns are too many: each entry's column.
+        indices: ``(nnz,)`` int16, or int32 where columns are too many: each entry's column.
         values: ``(nnz,)`` of the weight's dtype.
         structure: blocks and N:M groups as the compiled core notes them, int32; empty without any.
         columns: of the weight.
     """
 
     pointer: Tensor
-    index: Tensor
+    indices: Tensor
     values: Tensor
     structure: Tensor
     columns: int
@@ -72,7 +72,7 @@ def expand(packed: Packed, core: bool) -> Tensor:
     lengths = packed.pointer.diff()
     row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     dense = packed.values.new_zeros(len(lengths), packed.columns)
-    dense[row, packed.index.long()] = packed.values
+    dense[row, packed.indices.long()] = packed.values
     return dense
 
 
