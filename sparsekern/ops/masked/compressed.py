@@ -146,9 +146,11 @@ class CompressedWeight:
             return self._fastest(batch, (*self._forms, "dense"))
         if not _core_runs(self._device):
             return "dense"
+        rows, columns = self._shape
         return choice.packed_here(
             batch,
-            *self._shape,
+            rows,
+            columns,
             self._nnz,
             self._dtype,
             self._in_blocks,
