@@ -188,6 +188,7 @@ class SparsityPattern:
                 "expected the same"
             )
         self._check_device(mask, "mask")
+        self.remembered = None
         self._build(mask.detach())
         return self
 
@@ -416,6 +417,8 @@ class SparsityPattern:
         masks = (mask.data_ptr(), own) if copies else (own, 0)
         written = [tensor.data_ptr() for tensor in (row_pointer, column_pointer, scratch)]
         self._nnz = core.count_mask(*masks, rows, columns, *written, threads)
+        if copies and not self._mask.is_inference():  # autograd is to see the write
+            torch.autograd.graph.increment_version(self._mask)
         if self._nnz < 0:
             raise ValueError(f"mask of shape {tuple(self.shape)} keeps 2^31 entries or more")
         nnz = self._nnz

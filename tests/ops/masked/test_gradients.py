@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sparsekern as sk
 
+from ..conftest import compiled_only
 from . import oracle
 
 
@@ -114,6 +115,18 @@ def test_a_weight_changed_after_forward_gives_no_wrong_gradient() -> None:
         assert "modified by an inplace operation" in refusal
     else:
         torch.testing.assert_close(x.grad, expected)
+
+
+@compiled_only
+@pytest.mark.usefixtures("algorithm")
+def test_a_mask_changed_after_forward_is_refused() -> None:
+    x, weight, mask, _ = oracle.problem(3, 6, 4, 0.5)
+    x, weight = leaves(x, weight)
+    pattern = sk.SparsityPattern(mask)
+    out = sk.masked_linear(x, weight, pattern)
+    pattern.update_(~mask)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("foreach", [False, True])
