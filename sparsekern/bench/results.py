@@ -128,12 +128,17 @@ class CaseResult:
         return next((row for row in self.rows if row.name == name), None)
 
     def ratio(self, row: Row) -> float | None:
-        """A row's time over sparsekern's in the same run; None unless both results are right."""
+        """A row's time over sparsekern's in the same run; None unless both results are right.
+
+        What is added to a step may be lost in its noise: there is no ratio to a time below zero.
+        """
         ours = self.rows[0]
         if row is ours or row.status != "ok" or ours.status != "ok":
             return None
         against = row.beside["seconds"] if row.beside else ours.seconds
-        return row.seconds / against if row.seconds and against else None
+        if row.seconds is None or against is None or row.seconds <= 0 or against <= 0:
+            return None
+        return float(row.seconds / against)
 
     def floor_share(self, row: Row) -> float | None:
         """The floor over a row's time."""

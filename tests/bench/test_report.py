@@ -245,6 +245,17 @@ def test_summary_tells_the_share_of_a_step_and_the_cost_of_a_call():
     assert "Host cost of a call: 5.00 µs (torch.mul 1.00 µs)." in text
 
 
+def test_times_that_are_lost_in_noise_have_no_ratio():
+    (case,) = _results().cases
+    ours, eager, *_ = case.rows
+    assert case.ratio(eager) == pytest.approx(2.5)
+    eager.seconds = -0.1
+    assert case.ratio(eager) is None
+    ours.seconds, eager.seconds = -0.1, 0.1
+    assert case.ratio(eager) is None
+    assert table.ratio_text(case, eager) == "–"
+
+
 def test_filling_keeps_what_is_written_by_hand():
     text = "hand\n<!-- bench:summary -->\nold\n<!-- /bench:summary -->\nnotes\n"
     filled = report.fill(text, [_results()])
