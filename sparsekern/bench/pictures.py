@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .results import CaseResult, Results, to_json
+from .results import CaseResult, Results
 
 _MOST_PANELS = 6  # in one picture of curves; a suite with more gets one for each kind of case
 
@@ -31,8 +32,18 @@ def file_name(results: Results, name: str) -> str:
 
 
 def digest(results: Results) -> str:
-    """Tells whether a picture was drawn from just these results: it is written into its file."""
-    return hashlib.sha256(to_json(results).encode()).hexdigest()[:16]
+    """Tells whether a picture was drawn from these results: it is written into its file.
+
+    Made of what pictures show: memory that is added later leaves them as they are.
+    """
+    about = [results.machine["processor"], results.machine["isa"], results.settings, results.floor]
+    shown = [
+        [case.id, case.suite, case.shapes, case.series, case.floor_seconds, case.threads]
+        + [case.operations, case.bytes]
+        + [[row.label, row.status, row.seconds, case.ratio(row)] for row in case.rows]
+        for case in results.cases
+    ]
+    return hashlib.sha256(json.dumps([about, shown]).encode()).hexdigest()[:16]
 
 
 def ratio_cases(cases: Sequence[CaseResult]) -> list[CaseResult]:

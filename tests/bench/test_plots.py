@@ -152,6 +152,14 @@ def test_the_committed_pictures_show_the_committed_results():
     assert {path.name for path in folder.glob("cpu-*.png")} == names  # none is left over
 
 
+def test_pictures_are_of_times_and_not_of_memory():
+    measured, other = _results(), _results()
+    other.cases[0].rows[0].extra_bytes = 1 << 20
+    assert pictures.digest(other) == pictures.digest(measured)
+    other.cases[0].rows[1].seconds = 3.0
+    assert pictures.digest(other) != pictures.digest(measured)
+
+
 def test_a_folder_of_results_is_drawn_without_measuring(tmp_path, capsys):
     results.save(_results(), tmp_path / "in", ["A"])
     parser = argparse.ArgumentParser()
