@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .cost import Cost
@@ -73,6 +74,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
     axes.set_ylim(max(0.0, min(last) - 12), 101)
     axes.set_xlim(1, last_epoch)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f"{settings.held_out} accuracy, %")
     axes.set_title(
         f"{settings.model} on {settings.data}, {settings.method} at sparsity "
@@ -80,7 +82,7 @@ def draw_accuracy(path: Path, settings: Settings, records: Sequence[Record]) -> 
         fontsize=11,
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", title="at the end")
+    axes.legend(title="at the end")
     _save(figure, path)
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from ..settings import NONE
@@ -169,7 +169,7 @@ def draw_similarity(section: Section, sparsity: float, path: Path) -> Path:
             if row == 0:
                 axes.set_title(METHOD_LABELS[method], fontsize=11)
             if column == 0:
-                axes.set_ylabel(variant, fontsize=10)
+                axes.set_ylabel(_broken(variant), fontsize=10)
             if (variant, method) not in maps:
                 axes.axis("off")
                 continue
@@ -179,8 +179,9 @@ def draw_similarity(section: Section, sparsity: float, path: Path) -> Path:
             if len(blocks) <= 4:
                 _write_values(axes, values, (1 + lowest) / 2)
     figure.colorbar(image, ax=panels, label="unbiased linear CKA", shrink=0.8, pad=0.01)
+    gap = "\n" if len(methods) < 4 else " "
     figure.suptitle(
-        f"{section.title} at sparsity {sparsity:g}: CKA between its {len(blocks)} blocks "
+        f"{section.title} at sparsity {sparsity:g}:{gap}CKA between its {len(blocks)} blocks "
         f"({_block_name(blocks[0])} to {_block_name(blocks[-1])})",
         fontsize=12,
     )
@@ -216,7 +217,7 @@ def draw_dead_neurons(section: Section, sparsity: float, path: Path) -> Path | N
     variants = [
         name for name in _variants(section) if any(c.variant_name == name for c in configurations)
     ]
-    figure = Figure(figsize=(1.9 + 1.75 * len(methods), 4.8), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.9 + 1.75 * len(methods)), 4.8), layout="constrained")
     panels = figure.subplots(2, len(methods), sharex="col", sharey="row", squeeze=False)
     for row, kind in enumerate(("dynamic", "static")):
         for c in configurations:
@@ -227,7 +228,7 @@ def draw_dead_neurons(section: Section, sparsity: float, path: Path) -> Path | N
                 curves.mean(axis=0),
                 color=_VARIANT_COLOURS[variants.index(c.variant_name) % len(_VARIANT_COLOURS)],
                 linewidth=1.4,
-                label=c.variant_name,
+                label=_broken(c.variant_name),
             )
         panels[row, 0].set_ylabel(_DEAD_LABELS[kind])
         for axes in panels[row]:
@@ -237,7 +238,9 @@ def draw_dead_neurons(section: Section, sparsity: float, path: Path) -> Path | N
         axes.set_title(METHOD_LABELS[method], fontsize=11)
     for axes in panels[1]:
         axes.set_xlabel("epoch")
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(0.01, axes.get_ylim()[1]))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        top = max(0.01, axes.get_ylim()[1])
+        axes.set_ylim(-0.04 * top, top)
     handles, labels = _legend_of(list(panels.flat))
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.suptitle(
@@ -310,6 +313,11 @@ def _short(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.3g}{letter}"
     return str(count)
+
+
+def _broken(variant: str) -> str:
+    """A variant's name with a line for each of its parts."""
+    return variant.replace(" + ", "\n+ ")
 
 
 def _variants(section: Section) -> list[str]:
