@@ -151,7 +151,8 @@ def strip_sums(parts, layer, mask, strips, WHICH: tl.constexpr, BLOCK_S: tl.cons
         inside = mask[:, None] & (strip < strips)[None, :]
         where = (layer[:, None] * strips + strip[None, :]) * 2 + WHICH
         total += tl.sum(tl.load(parts + where, mask=inside, other=0), 1)
-    return total
+    # Triton 3.6 does not compile a loop's sum that is used more than once: here it is used once.
+    return total + 0.0
 
 
 @triton.jit
