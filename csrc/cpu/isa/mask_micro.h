@@ -41,13 +41,13 @@ void count(const uint8_t* mask, int64_t ld, int64_t rows, int64_t columns, uint6
     int32_t total = 0;
     int64_t c = 0;
     for (; c + kMaskWord <= columns; c += kMaskWord) {
-      for (int i = 0; i < kMaskWord; ++i) sums[c + i] = uint8_t(sums[c + i] + row[c + i]);
+      for (int i = 0; i < kMaskWord; ++i) sums[c + i] = uint8_t(sums[c + i] + (row[c + i] != 0));
       const uint64_t word = mask_bits(row + c);
       total += __builtin_popcountll(word);
       *words++ = word;
     }
     if (c < columns) {
-      for (int64_t i = c; i < columns; ++i) sums[i] = uint8_t(sums[i] + row[i]);
+      for (int64_t i = c; i < columns; ++i) sums[i] = uint8_t(sums[i] + (row[i] != 0));
       *words = mask_bits(row + c, columns - c);
       total += __builtin_popcountll(*words);
     }

@@ -224,3 +224,15 @@ def test_representation() -> None:
     assert repr(sk.SparsityPattern(mask)) == (
         "SparsityPattern(shape=(4, 5), nnz=1, sparsity=0.9500, device='cpu')"
     )
+
+
+def test_bytes_that_are_neither_0_nor_1_are_true() -> None:
+    """As memory that nobody has written has them, such as a layer's mask after ``to_empty``."""
+    bytes_ = torch.randint(0, 256, (70, 130), dtype=torch.uint8)
+    bytes_[torch.rand(70, 130) > 0.5] = 0
+    pattern = sk.SparsityPattern(bytes_.view(torch.bool))
+    pointer, index = pattern.to_csr()
+    kept = bytes_ != 0
+    assert pattern.nnz == int(kept.sum())
+    assert torch.equal(pointer.diff(), kept.sum(dim=1).int())
+    assert torch.equal(index, kept.nonzero()[:, 1].int())
