@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(files)) > 1:
         raise ValueError("A and B must both be models or both be files of features")
     _check_out(args.out)
+    _check_device(args.device)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning  # type: ignore[assignment]
@@ -162,6 +163,22 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"--out {out} cannot be made: {error.strerror}") from None
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out} cannot be written: no permission in {out.parent}")
+
+
+def _check_device(name: str | None) -> None:
+    """Refuses a device that torch does not have here.
+
+    Raises:
+        ValueError: with torch's reason.
+    """
+    import torch
+
+    if name is None:
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _report(result: CKAResult, out: Path) -> None:

@@ -197,6 +197,8 @@ def test_libraries(library, factory, monkeypatch):
             ["mine:build", "--data", "digits", "--batch-size", "0"],
             "--batch-size must be at least 1",
         ),
+        (["mine:build", "--device", "gpu"], "--device gpu cannot be used: Expected one of cpu"),
+        (["mine:build", "--out", "mine.py/cka"], "--out mine.py/cka cannot be made"),
         ([".", "--data", "digits"], "holds neither weights/ nor checkpoint.pt"),
         (["none.pt", "--data", "digits"], "none.pt does not exist"),
     ],
