@@ -391,12 +391,13 @@ class SparsityPattern:
 
     def _build(self, mask: Tensor) -> None:
         rows, columns = self.rows, self.columns
-        on_cpu = self._mask.device.type == "cpu" and not missing_reason("cpu")
+        kernels = runs_cuda_kernels(self._mask.device)  # emulated ones run on the CPU
+        on_cpu = not kernels and self._mask.device.type == "cpu" and not missing_reason("cpu")
         # The core copies while it counts, where it can read the mask as it lies in memory.
         copies = on_cpu and _is_apart(mask, self._mask)
         if not copies and mask is not self._mask:
             self._mask.copy_(mask)
-        if runs_cuda_kernels(self._mask.device):
+        if kernels:
             if self._device is None:
                 self._device = DeviceOrders(self._mask)
             else:
