@@ -1,7 +1,7 @@
 // Products with bitmask-compressed weights for small batches: the weight is read once, compressed,
 // and unpacked on the way. Either a lane walks over its kept weights and multiplies each with what
 // it meets of x, or it unpacks them into a left operand of the tensor cores: that takes the same
-// time whatever is kept and for any batch up to 16, and docs/performance.md weighs the two.
+// time whatever is kept and for any batch up to 16, and docs/tuning.md weighs the two.
 #include "bitmask_tile.h"
 #include "mma.h"
 
