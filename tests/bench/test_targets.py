@@ -49,6 +49,10 @@ def test_peers_are_those_of_the_same_work():
     assert target.line([case])[2:] == ("1.2× (M0-64, csr)", "met")
     csr.seconds = 0.9
     assert target.line([case])[3] == "**missed**"
+    against_spmm = targets._never_slower("M0", 0.95, "nobody is faster", ours="spmm")
+    assert against_spmm.line([case])[2:] == ("4.5× (M0-64, csr)", "met")
+    spmm.status = "wrong"
+    assert against_spmm.line([case])[3] == "not measured"
 
 
 @pytest.mark.parametrize(
