@@ -21,7 +21,8 @@ BINDING = """#include <Python.h>
 int two();
 static PyObject* call(PyObject*, PyObject*) { return PyLong_FromLong(two()); }
 static PyMethodDef methods[] = {{"two", call, METH_NOARGS, nullptr}, {}};
-static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods,
+                                 nullptr, nullptr, nullptr, nullptr};
 PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&definition); }
 """
 NVCC = """#!/bin/sh
