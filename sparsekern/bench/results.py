@@ -130,13 +130,16 @@ class CaseResult:
     def ratio(self, row: Row) -> float | None:
         """A row's time over sparsekern's in the same run; None unless both results are right.
 
-        What is added to a step may be lost in its noise: there is no ratio to a time below zero.
+        What is added to a step may be lost in its noise: there is no ratio where a time's quartiles
+        reach down to zero.
         """
         ours = self.rows[0]
         if row is ours or row.status != "ok" or ours.status != "ok":
             return None
         against = row.beside["seconds"] if row.beside else ours.seconds
         if row.seconds is None or against is None or row.seconds <= 0 or against <= 0:
+            return None
+        if any(each.low is not None and each.low <= 0 for each in (row, ours)):
             return None
         return float(row.seconds / against)
 

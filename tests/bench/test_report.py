@@ -253,6 +253,8 @@ def test_times_that_are_lost_in_noise_have_no_ratio():
     assert case.ratio(eager) is None
     ours.seconds, eager.seconds = -0.1, 0.1
     assert case.ratio(eager) is None
+    ours.seconds, ours.low = 0.1, -0.1
+    assert case.ratio(eager) is None
     assert table.ratio_text(case, eager) == "–"
 
 
