@@ -126,7 +126,7 @@ def test_the_choice_knows_blocks() -> None:
 
 @compiled_only
 def test_pointwise_convolutions_know_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_machine", lambda dtype: (2, DEFAULTS["avx512"].float32))
+    monkeypatch.setattr(choice, "_here", lambda dtype: (2, DEFAULTS["avx512"].float32))
     x = torch.randn(1, 1024, 16, 16).to(memory_format=torch.channels_last)
     weight = torch.randn(1024, 1024, 1, 1)
     masks = {"dense": torch.rand(1024, 1024) > 0.3, "sparse": blocks(1024, 1024, 4, 4, 0.3)}
