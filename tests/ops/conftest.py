@@ -33,6 +33,9 @@ CUDA_DEVICES = [
     "emulated",
 ]
 
+# For tests of what emulation cannot show, such as waiting for the device.
+gpu_only = pytest.mark.parametrize("cuda_device", CUDA_DEVICES[:1], indirect=True)
+
 
 @pytest.fixture(params=BACKENDS, autouse=True)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 import sparsekern as sk
 from sparsekern.ops.masked import cuda_choice
 
+from ..conftest import gpu_only
 from . import oracle
 
 # batch, columns, rows: one vector of the batch and less, several, on and off their edges and those
@@ -196,11 +197,8 @@ def test_what_is_not_finite_stays_where_it_belongs(backend: str) -> None:
     assert not out[2].isfinite().any()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
-def test_masks_that_change_without_waiting_for_the_device(backend: str) -> None:
-    if backend != "cuda":
-        pytest.skip("waiting shows on a GPU only")
+@gpu_only
+def test_masks_that_change_without_waiting_for_the_device() -> None:
     x, weight = torch.randn(256, 1024, device="cuda"), torch.randn(2048, 1024, device="cuda")
     masks = [torch.rand(2048, 1024, device="cuda") >= 0.95 for _ in range(3)]
     pattern = sk.SparsityPattern(masks[0])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sparsekern as sk
 
+from ..conftest import gpu_only
 from . import oracle
 
 # One chunk of a block is 4096 float32 values; up to 8192 elements no sample is taken.
@@ -111,11 +112,8 @@ def test_ties_over_many_chunks_keep_what_comes_first(backend: str) -> None:
         check(tensors, 1 - kept / 79_000, backend)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
-def test_many_weights_without_waiting_for_the_device(backend: str) -> None:
-    if backend != "cuda":
-        pytest.skip("waiting shows on a GPU only")
+@gpu_only
+def test_many_weights_without_waiting_for_the_device() -> None:
     tensors = [torch.randn(1 << 20, device="cuda") * 10.0**-i for i in range(20)]
     flat = torch.cat(tensors).abs()
     wanted = flat.sort().values

@@ -9,6 +9,7 @@ from torch import Tensor
 import sparsekern as sk
 from sparsekern import native
 
+from ..conftest import compiled_only
 from . import oracle
 
 # Few elements; some; and so many that the compiled core looks at a sample first.
@@ -70,10 +71,9 @@ def test_ties_keep_what_comes_first(size: int) -> None:
     assert not second.any()
 
 
+@compiled_only
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_a_misleading_sample(dtype: torch.dtype, backend: str) -> None:
-    if backend != "cpu":
-        pytest.skip("only the compiled core samples")
+def test_a_misleading_sample(dtype: torch.dtype) -> None:
     total = 150_000
     looked_at = torch.tensor(native.cpu().sample_positions(total))
     assert len(looked_at) == len(looked_at.unique()) > 1000
