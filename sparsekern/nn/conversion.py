@@ -211,8 +211,10 @@ def compress(model: _Model, *, keep_dense: bool = False) -> _Model:
         The model, in the mode it was in. :func:`to_dense` takes it back.
 
     Raises:
+        TypeError: if the model is no module.
         ValueError: if the model has no masked linear layer.
     """
+    _check(model)
     if not any(isinstance(module, MaskedLinear) for module in model.modules()):
         raise ValueError("model has no MaskedLinear: sparsekern.nn.sparsify makes them")
 

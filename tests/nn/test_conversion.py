@@ -232,7 +232,12 @@ def test_wrong_arguments_change_nothing() -> None:
         )
     with pytest.raises(TypeError, match="masks must map names to bool tensors, got list"):
         sk.nn.from_masks(masked, [keep])  # type: ignore[arg-type]
-    for call in (sk.nn.from_pruned, sk.nn.to_dense, lambda m: sk.nn.from_masks(m, {})):
+    for call in (
+        sk.nn.from_pruned,
+        sk.nn.to_dense,
+        sk.nn.compress,
+        lambda m: sk.nn.from_masks(m, {}),
+    ):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
             call(3)  # type: ignore[type-var]
     for exclude in (3, [3]):
