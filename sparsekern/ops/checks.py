@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _STRIDED = torch.strided
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
 def floating_tensor(x: object, argument: str) -> Tensor:
@@ -19,7 +19,7 @@ def floating_tensor(x: object, argument: str) -> Tensor:
     Raises:
         TypeError: if it is something else.
     """
-    if isinstance(x, Tensor) and x.layout is _STRIDED and x.dtype in _DTYPES:
+    if isinstance(x, Tensor) and x.layout is _STRIDED and x.dtype in FLOATING:
         return x
     found = dense_tensor(x, argument).dtype
     raise TypeError(f"{argument} must be float32, float64, bfloat16 or float16, got {found}")
@@ -99,8 +99,8 @@ def same_dtype_and_device(tensors: Sequence[Tensor], names: Sequence[str]) -> No
             )
 
 
-def names_of(tensors: Sequence[object], argument: str, *, of: str = "tensor") -> list[str]:
-    """How errors name the entries of a list: ``xs[0]``, ``xs[1]``, ...
+def list_of(tensors: Sequence[object], argument: str, *, of: str = "tensor") -> None:
+    """Checks that an argument is a list with something in it.
 
     Args:
         tensors: the list.
@@ -115,4 +115,9 @@ def names_of(tensors: Sequence[object], argument: str, *, of: str = "tensor") ->
         raise TypeError(f"{argument} must be a list of tensors, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError(f"{argument} is empty: expected at least one {of}")
+
+
+def names_of(tensors: Sequence[object], argument: str) -> list[str]:
+    """How errors name the entries of a list, checked by :func:`list_of`: ``xs[0]``, ``xs[1]``."""
+    list_of(tensors, argument)
     return [f"{argument}[{index}]" for index in range(len(tensors))]

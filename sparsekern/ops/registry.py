@@ -52,9 +52,19 @@ def register(
 
 def run(name: str, *arguments: Any) -> Any:
     """Calls an operator: itself in eager mode on plain tensors, else through the dispatcher."""
+    return operator(name, arguments)(*arguments)
+
+
+def operator(name: str, arguments: Sequence[Any]) -> Callable[..., Any]:
+    """What :func:`run` calls: for who knows which of the arguments need to be looked at.
+
+    Args:
+        name: of the operator.
+        arguments: those that may be tensors of a subclass.
+    """
     if torch.compiler.is_compiling() or not are_plain(arguments):
-        return getattr(torch.ops.sparsekern, name)(*arguments)
-    return _implementations[name](*arguments)
+        return getattr(torch.ops.sparsekern, name)  # type: ignore[no-any-return]
+    return _implementations[name]
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None)))
@@ -62,6 +72,8 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None
 
 def are_plain(arguments: Sequence[Any]) -> bool:
     """False where a tensor is of a subclass, which may have no memory of its own."""
+    if _PLAIN.issuperset(map(type, arguments)):
+        return True
     for argument in arguments:
         kind = type(argument)
         if kind in _PLAIN or (kind is list and are_plain(argument)):
@@ -114,7 +126,11 @@ def back_end(
 
 def needs_grad(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd will ask for the gradient of what is computed from these."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # any() of a generator takes three times as long
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -170,6 +186,8 @@ class _Once(torch.autograd.Function):
 
 def only_needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """The gradients as autograd wants them: None where an input needs none."""
+    if all(needs):
+        return tuple(gradients)
     return tuple(
         gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _LEAST_SAMPLES = {"unbiased": 4, "biased": 2}
-_PAIR_NAMES = ("x", "y")
+_STRIDED = torch.strided
 
 
 def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = None) -> Tensor:
@@ -60,7 +60,8 @@ def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = Non
     resolved = resolve_kernel(kernel)
     if center not in (None, "double", "u"):
         raise ValueError(f'center must be None, "double" or "u", got {center!r}')
-    features = _flatten(x, "x")
+    _check_features(x, "x")
+    features = _flatten(x)
     n = features.shape[0]
     least = 3 if center == "u" else 1
     if n < least:
@@ -68,7 +69,7 @@ def gram(x: Tensor, kernel: str | Kernel = "linear", *, center: str | None = Non
             f"x has {n} samples (shape {tuple(x.shape)}); center={center!r} needs at least {least}"
         )
     result = _implementation(features).gram(features, resolved, center)
-    return _finite(result, [features], ["x"])
+    return _finite(result, [features], lambda: ["x"])
 
 
 def hsic(
@@ -178,11 +179,14 @@ def cka_sum(
         raise TypeError(f"groups must be a list of lists of tensors, got {type(groups).__name__}")
     if not groups:
         raise ValueError("groups is empty: expected at least one list of features")
-    names: list[str] = []
     layers: list[Tensor] = []
     for index, group in enumerate(groups):
-        names += _layer_names(group, f"groups[{index}]")
+        _check_list(group, f"groups[{index}]")
         layers += group
+
+    def names() -> list[str]:
+        return [f"groups[{i}][{j}]" for i, group in enumerate(groups) for j in range(len(group))]
+
     flat = _check_layers(layers, names, estimator)
     sizes = [len(group) for group in groups]
     result = _implementation(flat[0]).cka_sum(_split(flat, sizes), resolved, estimator, reduction)
@@ -191,9 +195,9 @@ def cka_sum(
 
 def _pair(operator: str, x: Tensor, y: Tensor, kernel: str | Kernel, estimator: str) -> Tensor:
     resolved = resolve_kernel(kernel)
-    flat = _check_layers((x, y), _PAIR_NAMES, estimator)
+    flat = _check_layers((x, y), _pair_names, estimator)
     function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
-    return _finite(function(flat[0], flat[1], resolved, estimator), flat, _PAIR_NAMES)
+    return _finite(function(flat[0], flat[1], resolved, estimator), flat, _pair_names)
 
 
 def _matrix(
@@ -204,10 +208,16 @@ def _matrix(
     estimator: str,
 ) -> Tensor:
     resolved = resolve_kernel(kernel)
-    names, layers = _layer_names(xs, "xs"), list(xs)
+    _check_list(xs, "xs")
+    layers = list(xs)
     if ys is not None:
-        names += _layer_names(ys, "ys")
+        _check_list(ys, "ys")
         layers += ys
+
+    def names() -> list[str]:
+        lists = (("xs", xs), ("ys", ys or ()))
+        return [f"{name}[{index}]" for name, given in lists for index in range(len(given))]
+
     flat = _check_layers(layers, names, estimator)
     first, second = flat[: len(xs)], (None if ys is None else flat[len(xs) :])
     function: Callable[..., Tensor] = getattr(_implementation(flat[0]), operator)
@@ -223,46 +233,70 @@ def _split(items: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
     return [[next(iterator) for _ in range(size)] for size in sizes]
 
 
-def _layer_names(layers: Sequence[Tensor], argument: str) -> list[str]:
-    return checks.names_of(layers, argument, of="tensor of features")
+def _pair_names() -> Sequence[str]:
+    return ("x", "y")
 
 
-def _flatten(x: Tensor, argument: str) -> Tensor:  # (n, ...) -> (n, d)
+def _check_list(layers: Sequence[Tensor], argument: str) -> None:
+    checks.list_of(layers, argument, of="tensor of features")
+
+
+def _flatten(x: Tensor) -> Tensor:  # (n, ...) -> (n, d)
+    dimensions = x.dim()
+    return x if dimensions == 2 else x[:, None] if dimensions == 1 else x.flatten(1)
+
+
+def _check_features(x: Tensor, argument: str) -> None:
     checks.floating_tensor(x, argument)
-    if x.dim() == 2:
-        return x
     if x.dim() == 0:
         raise ValueError(f"{argument} must have shape (n, ...), got a scalar")
-    if x.dim() == 1:
-        return x[:, None]
-    return x.flatten(1)
 
 
-def _check_layers(layers: Sequence[Tensor], names: Sequence[str], estimator: str) -> list[Tensor]:
+def _check_layers(
+    layers: Sequence[Tensor], names: Callable[[], Sequence[str]], estimator: str
+) -> list[Tensor]:
+    """The features flattened to (n, d), if all are as they should be; ``names`` are for errors."""
     if not isinstance(estimator, str) or estimator not in _LEAST_SAMPLES:
         raise ValueError(f'estimator must be "unbiased" or "biased", got {estimator!r}')
-    first = _flatten(layers[0], names[0])
-    n, dtype, device = first.shape[0], first.dtype, first.device
-    flat = [first]
+    first, least = layers[0], _LEAST_SAMPLES[estimator]
+    if isinstance(first, Tensor) and first.dim() and first.dtype in checks.FLOATING:
+        # One look at each; which one is wrong, and why, is found out only if one is.
+        n, dtype, device = first.shape[0], first.dtype, first.device
+        flat = [
+            _flatten(x)
+            for x in layers
+            if isinstance(x, Tensor)
+            and x.layout is _STRIDED
+            and x.dtype is dtype
+            and x.device == device
+            and x.dim()
+            and x.shape[0] == n
+        ]
+        if n >= least and len(flat) == len(layers):
+            return flat
+    _refuse(layers, names(), estimator)
+
+
+def _refuse(layers: Sequence[Tensor], names: Sequence[str], estimator: str) -> NoReturn:
+    """Raises what is wrong with features, of which one does not fit or which are too few."""
+    first = layers[0]
+    _check_features(first, names[0])
+    n = first.shape[0]
     for x, name in zip(layers[1:], names[1:], strict=True):
-        x = _flatten(x, name)
+        _check_features(x, name)
         if x.shape[0] != n:
             raise ValueError(
                 f"{name} has {x.shape[0]} samples and {names[0]} has {n}: "
                 "all features must come from the same samples"
             )
-        if x.dtype != dtype or x.device != device:
-            checks.same_dtype_and_device((first, x), (names[0], name))
-        flat.append(x)
-    if n < _LEAST_SAMPLES[estimator]:
-        raise ValueError(
-            f"{names[0]} has {n} samples (shape {tuple(layers[0].shape)}); "
-            f"the {estimator} estimator needs at least {_LEAST_SAMPLES[estimator]}"
-        )
-    return flat
+        checks.same_dtype_and_device((first, x), (names[0], name))
+    raise ValueError(
+        f"{names[0]} has {n} samples (shape {tuple(first.shape)}); "
+        f"the {estimator} estimator needs at least {_LEAST_SAMPLES[estimator]}"
+    )
 
 
-def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+def _finite(result: Tensor, layers: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> Tensor:
     """Names the layer that made a result NaN or infinite, where looking costs no device sync."""
     if torch.compiler.is_compiling() or not result.is_cpu or type(result) is not Tensor:
         return result
@@ -272,7 +306,8 @@ def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> T
     total = result if result.dim() == 0 else result.detach().sum()
     if math.isfinite(total.item()) or torch.isfinite(result.detach()).all():
         return result
-    for x, name in zip(layers, names, strict=True):
+    named = names()
+    for x, name in zip(layers, named, strict=True):
         if not torch.isfinite(x.detach()).all():
             raise ValueError(
                 f"{name} of shape {tuple(x.shape)} holds values that are not finite "
@@ -282,5 +317,5 @@ def _finite(result: Tensor, layers: Sequence[Tensor], names: Sequence[str]) -> T
     peak = max(peaks)
     raise ValueError(
         f"the result leaves the range of {result.dtype}: the features are finite but too large, "
-        f"up to {peak:.2g} in {names[peaks.index(peak)]}; scale them or pass float64"
+        f"up to {peak:.2g} in {named[peaks.index(peak)]}; scale them or pass float64"
     )

@@ -64,8 +64,7 @@ def _new_state(
     """Memory that outlives the call, or, where nothing is kept, an empty tensor (address 0)."""
     if not keep:
         return _NOTHING
-    size = state_bytes(n, dims, dtype, in_features)
-    return torch.empty(size, dtype=torch.uint8, device="cpu")
+    return _NOTHING.new_empty(state_bytes(n, dims, dtype, in_features))
 
 
 def compare(
@@ -316,14 +315,19 @@ def _allocate_gradients(
     xs: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[list[Tensor], list[int]]:
     """Contiguous memory for the gradients that are needed; an address of 0 skips a layer."""
-    gradients = [
-        _new(tuple(x.shape) if needed else (0,), accumulation_dtype(x.dtype))
-        for x, needed in zip(xs, needs, strict=True)
-    ]
-    addresses = [
-        gradient.data_ptr() if needed else 0
-        for gradient, needed in zip(gradients, needs, strict=True)
-    ]
+    dtype = accumulation_dtype(xs[0].dtype)
+    gradients: list[Tensor] = []
+    addresses: list[int] = []
+    for x, needed in zip(xs, needs, strict=True):
+        if not needed:
+            gradients.append(_new((0,), dtype))
+            addresses.append(0)
+            continue
+        # Like x is quickest: a shape takes as long to hand over as the memory to get.
+        alike = x.dtype is dtype and x.is_contiguous()
+        gradient = torch.empty_like(x) if alike else _new(tuple(x.shape), dtype)
+        gradients.append(gradient)
+        addresses.append(gradient.data_ptr())
     return gradients, addresses
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import distinct, needs_grad, only_needed, run, run_grad
+from ..registry import distinct, needs_grad, only_needed, operator, run, run_grad
 from . import registration as _registration  # noqa: F401  (defines the operators)
 from .calls import DOUBLE_CENTRING, U_CENTRING, Spec
 from .kernels import RBF, Cosine, Kernel, Linear, Polynomial
@@ -72,10 +72,12 @@ def cka_sum(
     xs = [x for group in groups for x in group]
     mean = reduction == "mean"
     sizes = [len(xs)] if mean else [len(group) for group in groups]
-    spec = _spec(kernel, estimator)
+    spec, name = _spec(kernel, estimator), family + "_sum"
     if needs_grad(xs):
-        return _Sum.apply(family, sizes, mean, spec, *distinct(xs))  # type: ignore[no-any-return]
-    out: Tensor = run(family + "_sum", xs, sizes, mean, *spec, False)[0]
+        return _Similarity.apply(  # type: ignore[no-any-return]
+            name, (sizes, mean, *spec), *distinct(xs)
+        )
+    out: Tensor = operator(name, xs)(xs, sizes, mean, *spec, False)[0]
     return out
 
 
@@ -101,11 +103,12 @@ def _compare(
 
 
 def _call(family: str, layers: list[Tensor], first: int, quantity: int, spec: Spec) -> Tensor:
+    name = family + "_compare"
     if needs_grad(layers):
-        return _Compare.apply(  # type: ignore[no-any-return]
-            family, first, quantity, spec, *distinct(layers)
+        return _Similarity.apply(  # type: ignore[no-any-return]
+            name, (first, quantity, *spec), *distinct(layers)
         )
-    out: Tensor = run(family + "_compare", layers, first, quantity, *spec, False)[0]
+    out: Tensor = operator(name, layers)(layers, first, quantity, *spec, False)[0]
     return out
 
 
@@ -121,46 +124,24 @@ def _spec(kernel: Kernel, centring: str | None) -> Spec:
     return _COSINE, 0.0, 0.0, code, False
 
 
-class _Compare(torch.autograd.Function):
+class _Similarity(torch.autograd.Function):
+    # ``arguments`` are those of an operator between its features and ``keep``: one of autograd's
+    # instead of six, for it takes its time with every argument.
     @staticmethod
-    def forward(
-        ctx: Any, family: str, first: int, quantity: int, spec: Spec, *xs: Tensor
-    ) -> Tensor:
-        out, state = run(family + "_compare", list(xs), first, quantity, *spec, True)
+    def forward(ctx: Any, name: str, arguments: tuple[Any, ...], *xs: Tensor) -> Tensor:
+        out, state = operator(name, xs)(list(xs), *arguments, True)
         ctx.save_for_backward(state, *xs)
-        ctx.family = family
-        ctx.arguments = (first, quantity, *spec)
+        ctx.name, ctx.arguments = name, arguments
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[4:])
+        needs = list(ctx.needs_input_grad[2:])
         gradients = run_grad(
-            "similarity", ctx.family + "_compare_grad", grads[0], xs, state, needs, *ctx.arguments
+            "similarity", ctx.name + "_grad", grads[0], xs, state, needs, *ctx.arguments
         )
-        return (None, None, None, None, *only_needed(gradients, needs))
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, family: str, sizes: list[int], mean: bool, spec: Spec, *xs: Tensor
-    ) -> Tensor:
-        out, state = run(family + "_sum", list(xs), sizes, mean, *spec, True)
-        ctx.save_for_backward(state, *xs)
-        ctx.family = family
-        ctx.arguments = (sizes, mean, *spec)
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        state, *xs = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[4:])
-        gradients = run_grad(
-            "similarity", ctx.family + "_sum_grad", grads[0], xs, state, needs, *ctx.arguments
-        )
-        return (None, None, None, None, *only_needed(gradients, needs))
+        return (None, None, *only_needed(gradients, needs))
 
 
 class _Gram(torch.autograd.Function):

@@ -33,7 +33,7 @@ def feature_space_is_faster(
         dtype: of the features; 16-bit ones always take the Gram form, which widens them once.
         keep: whether a backward pass follows.
     """
-    if kernel != _LINEAR or dtype not in (torch.float32, torch.float64) or n <= _SMALL_ROWS:
+    if n <= _SMALL_ROWS or kernel != _LINEAR or dtype not in (torch.float32, torch.float64):
         return False
     total = sum(dims)
     own = sum(d * d for d in dims)
