@@ -26,6 +26,9 @@ constexpr int64_t kOwnBytes = 1 << 19;
 // one, where a row takes as long as several of them.
 constexpr double kThreadWork = 1e5, kVectorWork = 2e4;
 constexpr int64_t kVectorRow = 8;
+// Up to so many readings of a feature an operand is read where it lies: one of no more bytes than a
+// second-level cache has, and one beyond.
+constexpr int64_t kCachedBytes = 1 << 20, kCachedReads = 32, kFarReads = 4;
 constexpr int64_t kMoved = 2;  // multiplications that take as long as to bring a number into panels
 
 // Rows of one task: several tasks for each thread, for rows differ in length.
@@ -45,17 +48,20 @@ int64_t work(const Pattern& pattern) {
 
 // Rows [row, row + count) of the product with one tile of the batch.
 template <class T>
-void product_rows(const Order& order, const Values<T>& values, const Panels<T>& panels,
-                  const typename Panels<T>::Tile& tile, int64_t row, int64_t count, const T* bias,
-                  const Matrix& out, int64_t first_lane) {
+void product_rows(const Order& order, const Values<T>& values, const typename Panels<T>::Tile& tile,
+                  int64_t row, int64_t count, const T* bias, const Matrix& out) {
   alignas(64) T sums[kRows * kPanel<T>];
+  const bool in_place = lies_in_panels<T>(out, tile.lanes) && !bias;
   for (const int64_t end = row + count; row < end; row += kRows) {
     const int64_t rows = std::min(kRows, end - row);
     const RowValues<T> part(order, values, row, rows);
     const Rows<T> kept(order, row, rows);
-    masked_kernels<T>().product(kept.entries(), part.data(), panels.at(tile, 0), tile.width, sums);
-    masked_kernels<T>().unpack(sums, tile.width, bias, out, first_lane + tile.lane, tile.lanes, row,
-                               rows);
+    T* target = in_place ? static_cast<T*>(out.data) + row * out.ld + tile.lane : sums;
+    const int64_t ld = in_place ? out.ld : tile.width;
+    masked_kernels<T>().product(kept.entries(), part.data(), tile.data, tile.ld, tile.width, target,
+                                ld);
+    if (in_place) continue;
+    masked_kernels<T>().unpack(sums, tile.width, bias, out, tile.lane, tile.lanes, row, rows);
   }
 }
 
@@ -117,10 +123,10 @@ void add_bias_gradient(const Panels<T>& grad, size_t tile, size_t step, int64_t 
 template <class T>
 void sampled_rows(const Order& order, const Panels<T>& grad, const Panels<T>& in, size_t tile,
                   int64_t row, int64_t count, T* values, bool accumulate) {
+  const auto &left = grad.tiles()[tile], &right = in.tiles()[tile];
   for (const int64_t end = row + count; row < end; row += kRows)
-    masked_kernels<T>().sampled(order.entries(row, std::min(kRows, end - row)),
-                                grad.at(grad.tiles()[tile], row), in.at(in.tiles()[tile], 0),
-                                grad.tiles()[tile].width, values, accumulate);
+    masked_kernels<T>().sampled(order.entries(row, std::min(kRows, end - row)), grad.at(left, row),
+                                left.ld, right.data, right.ld, left.width, values, accumulate);
 }
 
 // The widest tiles of which every thread gets as many, where a product is to be shared out by
@@ -134,12 +140,22 @@ int own_width(int64_t entries, int64_t lanes, int threads) {
   return 0;
 }
 
+// Whether an operand is read where it lies. Panels cut out of wide rows share few sets of a cache,
+// which each reading pays for, as packing is paid once a feature.
+template <class T>
+bool reads_in_place(const Matrix& x, const Pattern& pattern, int64_t features, int64_t lanes) {
+  if (!lies_in_panels<T>(x, lanes)) return false;
+  if (x.ld <= kPanel<T>) return true;
+  const bool cached = features * x.ld * int64_t(sizeof(T)) <= kCachedBytes;
+  return pattern.entries <= features * (cached ? kCachedReads : kFarReads);
+}
+
 int64_t part(int64_t count, int index, int parts) { return count * index / parts; }
 
 // See masked_product: shared out by lanes.
 template <class T>
 void product_by_lanes(const Pattern& pattern, const Values<T>& values, Panels<T>& panels,
-                      const Matrix& in, const T* bias, const Matrix& out, int threads) {
+                      const T* bias, const Matrix& out, int threads) {
   const Order& order = pattern.by_row;
   const size_t tiles = panels.tiles().size();
   Values<T> known = values;
@@ -147,7 +163,7 @@ void product_by_lanes(const Pattern& pattern, const Values<T>& values, Panels<T>
   Buffer<T> own(gathers && !values.gathered ? pattern.entries : 0);
   if (gathers && !values.gathered) known.gathered = own.data();
   on_each_thread(threads, [&](int thread) {
-    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) panels.pack_tile(t, in, 0);
+    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) panels.pack_tile(t);
     if (!gathers) return;
     const int64_t row = part(order.rows, thread, threads);
     RowValues<T>(order, known, row, part(order.rows, thread + 1, threads) - row);
@@ -155,7 +171,7 @@ void product_by_lanes(const Pattern& pattern, const Values<T>& values, Panels<T>
   if (gathers) known.given = known.gathered;
   on_each_thread(threads, [&](int thread) {
     for (size_t t = size_t(thread); t < tiles; t += size_t(threads))
-      product_rows(order, known, panels, panels.tiles()[t], 0, order.rows, bias, out, 0);
+      product_rows(order, known, panels.tiles()[t], 0, order.rows, bias, out);
   });
 }
 
@@ -218,11 +234,13 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
     return vector_product(order, values, in, bias, out, threads);
   }
   threads = useful_threads(work(pattern), lanes, threads);
-  Panels<T> panels(order.columns, std::min(lanes, kBatch));
+  Panels<T> panels(in, order.columns, std::min(lanes, kBatch),
+                   reads_in_place<T>(in, pattern, order.columns, lanes));
   if (const int width = own_width<T>(pattern.entries, lanes, threads)) {
-    panels.resize(lanes, width);
-    return product_by_lanes(pattern, values, panels, in, bias, out, threads);
+    panels.take(0, lanes, width);
+    return product_by_lanes(pattern, values, panels, bias, out, threads);
   }
+  panels.take(0, std::min(lanes, kBatch));
   const int64_t step = task_rows(order.rows, threads);
   const int64_t shares = ceil_div(order.rows, step);
   const bool several = lanes > panels.tiles()[0].width;
@@ -234,11 +252,11 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
   Buffer<T> own(gathers && !values.gathered && several ? pattern.entries : 0);
   if (gathers && several && !values.gathered) known.gathered = own.data();
   for (int64_t lane = 0; lane < lanes; lane += kBatch) {
-    panels.resize(std::min(kBatch, lanes - lane));
+    panels.take(lane, std::min(kBatch, lanes - lane));
     const auto& tiles = panels.tiles();
     const int64_t first = !gathers || known.given || together ? 0 : shares;
     parallel_for(threads, first + panels.pack_tasks(), [&](int64_t task) {
-      if (task >= first) return panels.pack(task - first, in, lane);
+      if (task >= first) return panels.pack(task - first);
       const int64_t row = task * step;
       RowValues<T>(order, known, row, std::min(step, order.rows - row));
     });
@@ -248,7 +266,7 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
       const int64_t row = task % shares * step, rows = std::min(step, order.rows - row);
       Values<T> now = known;
       for (size_t t = size_t(task / shares); t < tiles.size(); t += size_t(passes)) {
-        product_rows(order, now, panels, tiles[t], row, rows, bias, out, lane);
+        product_rows(order, now, tiles[t], row, rows, bias, out);
         now.given = now.given ? now.given : now.gathered;
       }
     });
@@ -259,8 +277,7 @@ void masked_product(const Pattern& pattern, const Values<T>& values, int64_t lan
 // See masked_gradients: shared out by lanes, the weight's gradients added up over the threads.
 template <class T>
 void gradients_by_lanes(const Pattern& pattern, const T* values, Panels<T>& grad_panels,
-                        Panels<T>& in_panels, const Matrix& grad, const Matrix& in,
-                        const Gradients<T>& wanted, int threads) {
+                        Panels<T>& in_panels, const Gradients<T>& wanted, int threads) {
   const Order &rows = pattern.by_row, &columns = pattern.by_column;
   const bool wants_in = wanted.in.data, wants_values = wanted.values || wanted.weight;
   const size_t tiles = grad_panels.tiles().size();
@@ -271,8 +288,8 @@ void gradients_by_lanes(const Pattern& pattern, const T* values, Panels<T>& grad
   Buffer<T> bias(wanted.bias ? rows.rows * threads : 0);
   on_each_thread(threads, [&](int thread) {
     for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) {
-      grad_panels.pack_tile(t, grad, 0);
-      if (wants_values) in_panels.pack_tile(t, in, 0);
+      grad_panels.pack_tile(t);
+      if (wants_values) in_panels.pack_tile(t);
     }
     if (!wants_in) return;
     const int64_t end = part(pattern.entries, thread + 1, threads);
@@ -283,8 +300,8 @@ void gradients_by_lanes(const Pattern& pattern, const T* values, Panels<T>& grad
     const size_t first = size_t(thread), step = size_t(threads);
     for (size_t t = first; t < tiles; t += step) {
       if (wants_in)
-        product_rows(columns, known, grad_panels, grad_panels.tiles()[t], 0, columns.rows,
-                     static_cast<const T*>(nullptr), wanted.in, 0);
+        product_rows(columns, known, grad_panels.tiles()[t], 0, columns.rows,
+                     static_cast<const T*>(nullptr), wanted.in);
       if (wants_values)
         sampled_rows(rows, grad_panels, in_panels, t, 0, rows.rows,
                      sums.data() + thread * pattern.entries, t != first);
@@ -319,12 +336,14 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
   const Order &rows = pattern.by_row, &columns = pattern.by_column;
   threads = useful_threads(work(pattern), lanes, threads);
   const bool wants_in = wanted.in.data, wants_values = wanted.values || wanted.weight;
-  const int64_t most = std::min(lanes, kBatch);
-  Panels<T> grad_panels(rows.rows, most), in_panels(rows.columns, wants_values ? most : 0);
+  const int64_t most = std::min(lanes, kBatch), in_lanes = wants_values ? lanes : 0;
+  Panels<T> grad_panels(grad, rows.rows, most, reads_in_place<T>(grad, pattern, rows.rows, lanes));
+  Panels<T> in_panels(in, rows.columns, std::min(most, in_lanes),
+                      reads_in_place<T>(in, pattern, rows.columns, lanes));
   if (const int width = own_width<T>(pattern.entries, lanes, threads)) {
-    grad_panels.resize(lanes, width);
-    in_panels.resize(wants_values ? lanes : 0, width);
-    return gradients_by_lanes(pattern, values, grad_panels, in_panels, grad, in, wanted, threads);
+    grad_panels.take(0, lanes, width);
+    in_panels.take(0, in_lanes, width);
+    return gradients_by_lanes(pattern, values, grad_panels, in_panels, wanted, threads);
   }
   Buffer<T> permuted(wants_in ? pattern.entries : 0);
   Values<T> known;
@@ -337,13 +356,13 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
   const int64_t row_shares = wants_values || wanted.bias ? ceil_div(rows.rows, row_step) : 0;
   const int64_t column_shares = wants_in ? ceil_div(columns.rows, column_step) : 0;
   for (int64_t lane = 0; lane < lanes; lane += kBatch) {
-    grad_panels.resize(std::min(kBatch, lanes - lane));
-    in_panels.resize(wants_values ? std::min(kBatch, lanes - lane) : 0);
+    grad_panels.take(lane, std::min(kBatch, lanes - lane));
+    in_panels.take(lane, wants_values ? std::min(kBatch, lanes - lane) : 0);
     const int64_t permutes = lane == 0 && wants_in ? ceil_div(pattern.entries, kPermuteTask) : 0;
     const int64_t packs = permutes + grad_panels.pack_tasks();
     parallel_for(threads, packs + in_panels.pack_tasks(), [&](int64_t task) {
-      if (task >= packs) return in_panels.pack(task - packs, in, lane);
-      if (task >= permutes) return grad_panels.pack(task - permutes, grad, lane);
+      if (task >= packs) return in_panels.pack(task - packs);
+      if (task >= permutes) return grad_panels.pack(task - permutes);
       const int64_t end = std::min(pattern.entries, (task + 1) * kPermuteTask);
       for (int64_t j = task * kPermuteTask; j < end; ++j)
         permuted.data()[j] = values[pattern.permutation[j]];
@@ -355,9 +374,9 @@ void masked_gradients(const Pattern& pattern, const T* values, int64_t lanes, co
     parallel_for(threads, products + row_shares, [&](int64_t task) {
       if (task < products) {
         const int64_t column = task % column_shares * column_step;
-        return product_rows(columns, known, grad_panels, tiles[size_t(task / column_shares)],
-                            column, std::min(column_step, columns.rows - column),
-                            static_cast<const T*>(nullptr), wanted.in, lane);
+        return product_rows(columns, known, tiles[size_t(task / column_shares)], column,
+                            std::min(column_step, columns.rows - column),
+                            static_cast<const T*>(nullptr), wanted.in);
       }
       const int64_t row = (task - products) * row_step;
       const int64_t count = std::min(row_step, rows.rows - row);

@@ -30,56 +30,71 @@ inline int64_t element_bytes(DType dtype) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Lanes [0, lanes) of a matrix with `features` features, as panels [tile][feature][width].
+// Whether a matrix can be read, or written, in panels as it lies in memory.
+template <class T>
+bool lies_in_panels(const Matrix& x, int64_t lanes) {
+  const bool native = element_bytes(x.dtype) == int64_t(sizeof(T));
+  return x.data && x.along && native && lanes % kLeastPanel<T> == 0;
+}
+
+// Lanes of a matrix with `features` features, as panels [tile][feature][width]: parts of it, where
+// it lies that way (`in_place`), or copies.
 template <class T>
 class Panels {
  public:
   struct Tile {
     int64_t lane;
     int lanes, width;
-    int64_t offset;
+    const T* data;
+    int64_t ld;
   };
 
-  Panels(int64_t features, int64_t lanes) : features_(features), memory_(features * padded(lanes)) {
-    resize(lanes);
-  }
+  // For up to `most` lanes at a time.
+  Panels(const Matrix& x, int64_t features, int64_t most, bool in_place)
+      : x_(x),
+        features_(features),
+        in_place_(in_place),
+        memory_(in_place ? 0 : features * padded(most)) {}
 
-  // To no more lanes than it was made for, in tiles of `most`.
-  void resize(int64_t lanes, int most = kPanel<T>) {
+  // Lanes [first, first + lanes), in tiles of `widest`.
+  void take(int64_t first, int64_t lanes, int widest = kPanel<T>) {
     tiles_.clear();
     for (int64_t lane = 0; lane < lanes;) {
       const int64_t rest = padded(lanes - lane);
-      int width = most;
+      int width = widest;
       while (width > rest) width /= 2;
       const int count = int(std::min<int64_t>(width, lanes - lane));
-      tiles_.push_back({lane, count, width, lane * features_});
+      const T* data = in_place_ ? static_cast<const T*>(x_.data) + first + lane
+                                : memory_.data() + lane * features_;
+      tiles_.push_back({first + lane, count, width, data, in_place_ ? x_.ld : width});
       lane += width;
     }
   }
 
   const std::vector<Tile>& tiles() const { return tiles_; }
-  const T* at(const Tile& tile, int64_t feature) const {
-    return memory_.data() + tile.offset + feature * tile.width;
-  }
+  static const T* at(const Tile& tile, int64_t feature) { return tile.data + feature * tile.ld; }
 
-  int64_t pack_tasks() const { return int64_t(tiles_.size()) * chunks(); }
-  void pack_tile(size_t tile, const Matrix& x, int64_t first_lane) {
-    for (int64_t task = 0; task < chunks(); ++task)
-      pack(int64_t(tile) * chunks() + task, x, first_lane);
+  int64_t pack_tasks() const { return in_place_ ? 0 : int64_t(tiles_.size()) * chunks(); }
+  void pack_tile(size_t tile) {
+    if (in_place_) return;
+    for (int64_t task = 0; task < chunks(); ++task) pack(int64_t(tile) * chunks() + task);
   }
-  void pack(int64_t task, const Matrix& x, int64_t first_lane) {
+  void pack(int64_t task) {
     const Tile& tile = tiles_[size_t(task / chunks())];
     const int64_t feature = task % chunks() * kPackFeatures;
-    masked_kernels<T>().pack(x, first_lane + tile.lane, tile.lanes, feature,
+    const int64_t offset = (tile.data - memory_.data()) + feature * tile.width;
+    masked_kernels<T>().pack(x_, tile.lane, tile.lanes, feature,
                              std::min(kPackFeatures, features_ - feature), tile.width,
-                             memory_.data() + tile.offset + feature * tile.width);
+                             memory_.data() + offset);
   }
 
  private:
   static int64_t padded(int64_t lanes) { return ceil_div(lanes, kLeastPanel<T>) * kLeastPanel<T>; }
   int64_t chunks() const { return ceil_div(features_, kPackFeatures); }
 
+  Matrix x_;
   int64_t features_;
+  bool in_place_;
   std::vector<Tile> tiles_;
   Buffer<T> memory_;
 };

@@ -13,9 +13,9 @@ template <class T>
 constexpr int kBlockPart = SK_VECTOR_BYTES == 64 ? 4 : 2;
 
 template <class T, int VECTORS>
-void product_block(const RowEntries& entries, int64_t r, const T* values, const T* panel, T* out) {
+void product_block(const RowEntries& entries, int64_t r, const T* values, const T* panel,
+                   int64_t ld, T* out, int64_t out_ld) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
   constexpr int kPart = VECTORS < kBlockPart<T> ? VECTORS : kBlockPart<T>;
   const int64_t first = entries.pointer[r], count = entries.pointer[r + 1] - first;
   const int32_t* index = entries.index + first;
@@ -23,7 +23,7 @@ void product_block(const RowEntries& entries, int64_t r, const T* values, const 
   for (int part = 0; part < VECTORS; part += kPart) {
     V sum[kSharingRows][kPart] = {};
     for (int64_t j = 0; j < count; ++j) {
-      const T* row = panel + index[j] * kWidth + part * kLanes<T>;
+      const T* row = panel + index[j] * ld + part * kLanes<T>;
       V lanes[kPart];
 #pragma GCC unroll 4
       for (int v = 0; v < kPart; ++v) lanes[v] = load(row + v * kLanes<T>);
@@ -37,26 +37,25 @@ void product_block(const RowEntries& entries, int64_t r, const T* values, const 
 #pragma GCC unroll 4
     for (int i = 0; i < kSharingRows; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPart; ++v) store(out + i * kWidth + (part + v) * kLanes<T>, sum[i][v]);
+      for (int v = 0; v < kPart; ++v) store(out + i * out_ld + (part + v) * kLanes<T>, sum[i][v]);
   }
 }
 
 // A strip's part of ROWS rows, added to what the strips before have left in `out`.
 template <class T, int VECTORS, int ROWS>
 inline void product_strip(const int32_t* const* index, const T* const* values, int64_t count,
-                          const T* panel, bool first, T* out) {
+                          const T* panel, int64_t ld, bool first, T* out, int64_t out_ld) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
   V sum[ROWS][VECTORS];
 #pragma GCC unroll 2
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v)
-      sum[i][v] = first ? V{} : load(out + i * kWidth + v * kLanes<T>);
+      sum[i][v] = first ? V{} : load(out + i * out_ld + v * kLanes<T>);
   for (int64_t j = 0; j < count; ++j) {
 #pragma GCC unroll 2
     for (int i = 0; i < ROWS; ++i) {
-      const T* row = panel + index[i][j] * kWidth;
+      const T* row = panel + index[i][j] * ld;
       const V scalar = V{} + values[i][j];
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) sum[i][v] += scalar * load(row + v * kLanes<T>);
@@ -65,15 +64,16 @@ inline void product_strip(const int32_t* const* index, const T* const* values, i
 #pragma GCC unroll 2
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) store(out + i * kWidth + v * kLanes<T>, sum[i][v]);
+    for (int v = 0; v < VECTORS; ++v) store(out + i * out_ld + v * kLanes<T>, sum[i][v]);
 }
 
 // Strips of columns one after the other, whose part of the panel stays in the first cache, for so
 // few rows that their indices and values come from memory in their order. Taken with AVX-512 only:
 // two rows' sums at a time leave half of its registers.
 template <class T, int VECTORS>
-void product_strips(const RowEntries& entries, const T* values, const T* panel, T* out) {
-  constexpr int64_t kWidth = VECTORS * kLanes<T>, kStripRows = 32;
+void product_strips(const RowEntries& entries, const T* values, const T* panel, int64_t ld, T* out,
+                    int64_t out_ld) {
+  constexpr int64_t kStripRows = 32;
   const int64_t count = entries.pointer[1] - entries.pointer[0];
   for (int64_t row = 0; row < entries.rows; row += kStripRows) {
     const int64_t last = row + kStripRows < entries.rows ? row + kStripRows : entries.rows;
@@ -84,53 +84,56 @@ void product_strips(const RowEntries& entries, const T* values, const T* panel, 
         const int64_t j = entries.pointer[r] + start;
         const int32_t* index[2] = {entries.index + j, entries.index + j + count};
         const T* weights[2] = {values + j, values + j + count};
-        product_strip<T, VECTORS, 2>(index, weights, part, panel, start == 0, out + r * kWidth);
+        product_strip<T, VECTORS, 2>(index, weights, part, panel, ld, start == 0, out + r * out_ld,
+                                     out_ld);
       }
       for (; r < last; ++r) {
         const int64_t j = entries.pointer[r] + start;
         const int32_t* index = entries.index + j;
         const T* weights = values + j;
-        product_strip<T, VECTORS, 1>(&index, &weights, part, panel, start == 0, out + r * kWidth);
+        product_strip<T, VECTORS, 1>(&index, &weights, part, panel, ld, start == 0,
+                                     out + r * out_ld, out_ld);
       }
     }
   }
 }
 
 template <class T, int VECTORS>
-void product_wide(const RowEntries& entries, const T* values, const T* panel, T* out) {
+void product_wide(const RowEntries& entries, const T* values, const T* panel, int64_t ld, T* out,
+                  int64_t out_ld) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
   if constexpr (SK_VECTOR_BYTES == 64)
-    if (entries.strip) return product_strips<T, VECTORS>(entries, values, panel, out);
+    if (entries.strip) return product_strips<T, VECTORS>(entries, values, panel, ld, out, out_ld);
   for (int64_t r = 0; r < entries.rows;) {
     if (entries.shared && r % kSharingRows == 0 && entries.shared[r / kSharingRows]) {
-      product_block<T, VECTORS>(entries, r, values, panel, out + r * kWidth);
+      product_block<T, VECTORS>(entries, r, values, panel, ld, out + r * out_ld, out_ld);
       r += kSharingRows;
       continue;
     }
     V sum[VECTORS] = {};
     for (int64_t j = entries.pointer[r]; j < entries.pointer[r + 1]; ++j) {
-      const T* row = panel + entries.index[j] * kWidth;
+      const T* row = panel + entries.index[j] * ld;
       const V scalar = V{} + values[j];
 #pragma GCC unroll 16
       for (int v = 0; v < VECTORS; ++v) sum[v] += scalar * load(row + v * kLanes<T>);
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) store(out + r * kWidth + v * kLanes<T>, sum[v]);
+    for (int v = 0; v < VECTORS; ++v) store(out + r * out_ld + v * kLanes<T>, sum[v]);
     ++r;
   }
 }
 
 template <class T>
-void product(const RowEntries& entries, const T* values, const T* panel, int width, T* out) {
+void product(const RowEntries& entries, const T* values, const T* panel, int64_t ld, int width,
+             T* out, int64_t out_ld) {
   constexpr int kLeast = kLeastPanelBytes / SK_VECTOR_BYTES;
   if (entries.rows == 0) return;
   if (width == 4 * kLeastPanel<T>)
-    product_wide<T, 4 * kLeast>(entries, values, panel, out);
+    product_wide<T, 4 * kLeast>(entries, values, panel, ld, out, out_ld);
   else if (width == 2 * kLeastPanel<T>)
-    product_wide<T, 2 * kLeast>(entries, values, panel, out);
+    product_wide<T, 2 * kLeast>(entries, values, panel, ld, out, out_ld);
   else
-    product_wide<T, kLeast>(entries, values, panel, out);
+    product_wide<T, kLeast>(entries, values, panel, ld, out, out_ld);
 }
 
 template <class T>
@@ -150,9 +153,8 @@ inline void put_totals(const typename Vector<T>::type* sums, int count, T* value
 // Entries a row of the result, four at a time: their columns against the row's lanes.
 template <class T, int VECTORS>
 inline void sampled_row(const int32_t* index, int64_t count, const T* left, const T* panel,
-                        T* values, bool accumulate) {
+                        int64_t ld, T* values, bool accumulate) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
   V row[VECTORS];
 #pragma GCC unroll 16
   for (int v = 0; v < VECTORS; ++v) row[v] = load(left + v * kLanes<T>);
@@ -161,7 +163,7 @@ inline void sampled_row(const int32_t* index, int64_t count, const T* left, cons
     V sums[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const T* column = panel + index[i < some ? j + i : j] * kWidth;
+      const T* column = panel + index[i < some ? j + i : j] * ld;
       sums[i] = row[0] * load(column);
 #pragma GCC unroll 16
       for (int v = 1; v < VECTORS; ++v) sums[i] += row[v] * load(column + v * kLanes<T>);
@@ -172,20 +174,19 @@ inline void sampled_row(const int32_t* index, int64_t count, const T* left, cons
 
 // The rows of a block that shares its columns: ROWS of them against four columns at a time.
 template <class T, int VECTORS, int ROWS>
-inline void sampled_block(const int32_t* index, int64_t count, const T* left, const T* panel,
-                          T* values, bool accumulate) {
+inline void sampled_block(const int32_t* index, int64_t count, const T* left, int64_t left_ld,
+                          const T* panel, int64_t ld, T* values, bool accumulate) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
   for (int64_t j = 0; j < count; j += 4) {
     const int some = count - j < 4 ? int(count - j) : 4;
     const T* column[4];
-    for (int i = 0; i < 4; ++i) column[i] = panel + index[i < some ? j + i : j] * kWidth;
+    for (int i = 0; i < 4; ++i) column[i] = panel + index[i < some ? j + i : j] * ld;
     V sums[ROWS][4] = {};
 #pragma GCC unroll 1
     for (int v = 0; v < VECTORS; ++v) {
       V row[ROWS];
 #pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) row[r] = load(left + r * kWidth + v * kLanes<T>);
+      for (int r = 0; r < ROWS; ++r) row[r] = load(left + r * left_ld + v * kLanes<T>);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const V lanes = load(column[i] + v * kLanes<T>);
@@ -198,38 +199,37 @@ inline void sampled_block(const int32_t* index, int64_t count, const T* left, co
 }
 
 template <class T, int VECTORS>
-void sampled_wide(const RowEntries& entries, const T* left, const T* panel, T* values,
-                  bool accumulate) {
-  constexpr int64_t kWidth = VECTORS * kLanes<T>;
+void sampled_wide(const RowEntries& entries, const T* left, int64_t left_ld, const T* panel,
+                  int64_t ld, T* values, bool accumulate) {
   constexpr int kRows = SK_VECTOR_BYTES == 64 ? kSharingRows : 2;  // whose sums fit the registers
   const int32_t* pointer = entries.pointer;
   for (int64_t r = 0; r < entries.rows;) {
     const int64_t j = pointer[r], count = pointer[r + 1] - j;
     if (entries.shared && r % kSharingRows == 0 && entries.shared[r / kSharingRows]) {
       for (int i = 0; i < kSharingRows; i += kRows)
-        sampled_block<T, VECTORS, kRows>(entries.index + j, count, left + (r + i) * kWidth, panel,
-                                         values + j + i * count, accumulate);
+        sampled_block<T, VECTORS, kRows>(entries.index + j, count, left + (r + i) * left_ld,
+                                         left_ld, panel, ld, values + j + i * count, accumulate);
       r += kSharingRows;
       continue;
     }
     if (count)
-      sampled_row<T, VECTORS>(entries.index + j, count, left + r * kWidth, panel, values + j,
+      sampled_row<T, VECTORS>(entries.index + j, count, left + r * left_ld, panel, ld, values + j,
                               accumulate);
     ++r;
   }
 }
 
 template <class T>
-void sampled(const RowEntries& entries, const T* left, const T* panel, int width, T* values,
-             bool accumulate) {
+void sampled(const RowEntries& entries, const T* left, int64_t left_ld, const T* panel, int64_t ld,
+             int width, T* values, bool accumulate) {
   constexpr int kLeast = kLeastPanelBytes / SK_VECTOR_BYTES;
   if (entries.rows == 0) return;
   if (width == 4 * kLeastPanel<T>)
-    sampled_wide<T, 4 * kLeast>(entries, left, panel, values, accumulate);
+    sampled_wide<T, 4 * kLeast>(entries, left, left_ld, panel, ld, values, accumulate);
   else if (width == 2 * kLeastPanel<T>)
-    sampled_wide<T, 2 * kLeast>(entries, left, panel, values, accumulate);
+    sampled_wide<T, 2 * kLeast>(entries, left, left_ld, panel, ld, values, accumulate);
   else
-    sampled_wide<T, kLeast>(entries, left, panel, values, accumulate);
+    sampled_wide<T, kLeast>(entries, left, left_ld, panel, ld, values, accumulate);
 }
 
 inline char* element_at(const Matrix& x, int64_t lane, int64_t feature) {

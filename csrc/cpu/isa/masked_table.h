@@ -1,9 +1,10 @@
 // The micro-kernels of masked products that differ by instruction set. Drivers take a table, which
 // csrc/cpu/masked.cpp asks of dispatch.h.
 //
-// The batch lies along the vectors: operands are packed into panels [feature][lane] of up to
+// The batch lies along the vectors: operands are read as panels [feature][lane] of up to
 // kPanelBytes a feature, so that one kept weight is one broadcast and a few multiply-adds on
-// adjacent memory, whatever the pattern.
+// adjacent memory, whatever the pattern. Where a panel is packed its features follow one another;
+// one that is a part of an operand has that one's leading dimension.
 #pragma once
 
 #include <cstddef>
@@ -67,11 +68,12 @@ struct Matrix {
 template <class T>
 struct MaskedTable {
   // out[r][0 .. width) = sum over row r of values[j] panel[index[j]][0 .. width).
-  void (*product)(const RowEntries& entries, const T* values, const T* panel, int width, T* out);
+  void (*product)(const RowEntries& entries, const T* values, const T* panel, int64_t ld, int width,
+                  T* out, int64_t out_ld);
 
   // values[j] = (accumulate: +=) the inner product of left[r] with panel[index[j]] over `width`.
-  void (*sampled)(const RowEntries& entries, const T* left, const T* panel, int width, T* values,
-                  bool accumulate);
+  void (*sampled)(const RowEntries& entries, const T* left, int64_t left_ld, const T* panel,
+                  int64_t ld, int width, T* values, bool accumulate);
 
   // out[r] = sum over row r of values[j] x[index[j]].
   void (*vector_product)(const RowEntries& entries, const T* values, const T* x, T* out);

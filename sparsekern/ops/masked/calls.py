@@ -21,7 +21,7 @@ from . import memory
 from .core import CoreTuple, core_pattern, gather_values
 
 MatrixTuple: TypeAlias = tuple[int, int, int, bool]  # address, dtype, leading dimension, along
-_NO_MATRIX: MatrixTuple = (0, 0, 0, False)
+NO_MATRIX: MatrixTuple = (0, 0, 0, False)
 # Devices are always named: the core writes to these addresses, whatever the default device is.
 _CPU = torch.device("cpu")
 
@@ -185,7 +185,7 @@ def masked_linear_grad(
         batch,
         as_batch(grad),
         as_batch(x),
-        _NO_MATRIX if in_grad is None else as_batch(in_grad),
+        NO_MATRIX if in_grad is None else as_batch(in_grad),
         0 if values_grad is None else values_grad.data_ptr(),
         0 if weight_grad is None or not by_entries else weight_grad.data_ptr(),
         DTYPE_CODES[weight.dtype],
@@ -215,93 +215,3 @@ def _dense_weight_grad(
             torch.get_num_threads(),
         )
     return product.to(weight.dtype).view(weight.shape)
-
-
-def masked_spmm(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
-    """The matrix of these kept values times b: (columns, d) -> (rows, d)."""
-    rows = pattern[1].shape[0] - 1
-    out = torch.empty((rows, b.shape[1]), dtype=b.dtype, device="cpu")
-    if out.numel() == 0:
-        return out
-    b = readable(b)
-    dtype = accumulation_dtype(b.dtype)
-    values = contiguous(values.to(dtype))
-    native.cpu().masked_product(
-        core_pattern(pattern),
-        dtype == torch.float64,
-        values.data_ptr(),
-        _NO_MATRIX,
-        0,
-        b.shape[1],
-        as_batch(b.t()),
-        0,
-        as_batch(out.t()),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def masked_spmm_grad(
-    grad: Tensor, values: Tensor, b: Tensor, pattern: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor]:
-    """The gradients of :func:`masked_spmm` for values and b; empty where not needed."""
-    dtype = accumulation_dtype(b.dtype)
-    nnz = values.shape[0] if needs[0] else 0
-    values_grad = torch.empty(nnz, dtype=dtype, device="cpu")
-    b_grad = torch.empty(b.shape if needs[1] else (0,), dtype=b.dtype, device="cpu")
-    if grad.numel() == 0 or b.numel() == 0:
-        return [values_grad.zero_().to(values.dtype), b_grad.zero_()]
-    grad, b = readable(grad), readable(b)
-    values = contiguous(values.to(dtype))
-    native.cpu().masked_gradients(
-        core_pattern(pattern),
-        dtype == torch.float64,
-        values.data_ptr(),
-        b.shape[1],
-        as_batch(grad.t()),
-        as_batch(b.t()),
-        as_batch(b_grad.t()) if needs[1] else _NO_MATRIX,
-        values_grad.data_ptr() if needs[0] else 0,
-        0,
-        0,
-        0,
-        torch.get_num_threads(),
-    )
-    return [values_grad.to(b.dtype), b_grad]
-
-
-def masked_sddmm(a: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
-    """The entries of ``a @ b`` at the kept positions, in row order."""
-    nnz = pattern[2].shape[0]
-    dtype = accumulation_dtype(a.dtype)
-    out = torch.empty(nnz, dtype=dtype, device="cpu")
-    if nnz == 0 or a.shape[1] == 0:
-        return out.zero_().to(a.dtype)
-    a, b = readable(a), readable(b)
-    native.cpu().masked_gradients(
-        core_pattern(pattern),
-        dtype == torch.float64,
-        0,
-        a.shape[1],
-        as_batch(a.t()),
-        as_batch(b),
-        _NO_MATRIX,
-        out.data_ptr(),
-        0,
-        0,
-        0,
-        torch.get_num_threads(),
-    )
-    return out.to(a.dtype)
-
-
-def masked_sddmm_grad(
-    grad: Tensor, a: Tensor, b: Tensor, pattern: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor]:
-    """The gradients of :func:`masked_sddmm` for a and b; empty where not needed."""
-    a_grad = masked_spmm(grad, b.t(), pattern) if needs[0] else a.new_empty(0)
-    b_grad = b.new_empty(0)
-    if needs[1]:
-        # The transposed pattern times a; what b was does not matter.
-        b_grad = masked_spmm_grad(a, grad, b.t(), pattern, [False, True])[1].t()
-    return [a_grad, b_grad]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..registry import are_plain, needs_grad, only_needed, run, run_grad
-from . import calls, choice, conv_calls, registration  # noqa: F401  registration: operators exist
+from . import calls, choice, conv_calls, given, registration  # noqa: F401  operators exist
 from .pattern import Prepared, SparsityPattern
 
 _FAMILY = "masked"
@@ -69,8 +69,14 @@ def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor, *, family: str = _
 
     The operators are those of a family: ``"masked"``, or another that follows its schemas.
     """
-    if needs_grad([values, b]):
-        return _Spmm.apply(family, values, b, *pattern.trimmed_tensors)  # type: ignore[no-any-return]
+    inputs = [values, b]
+    if family == _FAMILY and not torch.compiler.is_compiling() and are_plain(inputs):
+        prepared = pattern.prepared
+        if needs_grad(inputs):
+            return _Spmm.apply(family, values, b, prepared, pattern.mask)  # type: ignore[no-any-return]
+        return given.spmm(values, b, prepared.tensors, prepared.core)
+    if needs_grad(inputs):
+        return _Spmm.apply(family, values, b, None, *pattern.trimmed_tensors)  # type: ignore[no-any-return]
     return run(f"{family}_spmm", values, b, pattern.trimmed_tensors)  # type: ignore[no-any-return]
 
 
@@ -189,20 +195,35 @@ class _Conv(torch.autograd.Function):
 
 
 class _Spmm(torch.autograd.Function):
+    # ``prepared`` and ``pattern`` are as in _Linear.
     @staticmethod
-    def forward(ctx: Any, family: str, values: Tensor, b: Tensor, *pattern: Tensor) -> Tensor:
-        ctx.family = family
+    def forward(
+        ctx: Any,
+        family: str,
+        values: Tensor,
+        b: Tensor,
+        prepared: Prepared | None,
+        *pattern: Tensor,
+    ) -> Tensor:
+        ctx.family, ctx.prepared = family, prepared
         ctx.save_for_backward(values, b, *pattern)
+        if prepared is not None:
+            return given.spmm(values, b, prepared.tensors, prepared.core)
         return run(f"{family}_spmm", values, b, list(pattern))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, b, *pattern = ctx.saved_tensors
+        grad, prepared = grads[0], ctx.prepared
         needs = list(ctx.needs_input_grad[1:3])
-        gradients = run_grad(
-            ctx.family, f"{ctx.family}_spmm_grad", grads[0], values, b, pattern, needs
-        )
-        return (None, *only_needed(gradients, needs), *(None for _ in pattern))
+        rest = (None, *(None for _ in pattern))
+        if prepared is not None:
+            pattern = prepared.tensors
+            if not torch.is_grad_enabled() and are_plain(grads):
+                return None, *given.spmm_grad(grad, values, b, pattern, needs, prepared.core), *rest
+        name = f"{ctx.family}_spmm_grad"
+        gradients = run_grad(ctx.family, name, grad, values, b, pattern, needs)
+        return (None, *only_needed(gradients, needs), *rest)
 
 
 class _Sddmm(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import accumulation_dtype
 from ..registry import register
-from . import calls, conv_calls
+from . import calls, conv_calls, given
 
 
 def _linear_fake(
@@ -114,9 +114,14 @@ def _linear(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return out, x.new_empty(0) if values is None else values
 
 
-def _linear_grad(grad: Tensor, *rest: Any) -> list[Tensor]:
-    found = calls.masked_linear_grad(grad, *rest)
-    return [grad.new_empty(0) if gradient is None else gradient for gradient in found]
+def _whole(gradients: Callable[..., list[Tensor | None]]) -> Callable[..., list[Tensor]]:
+    """A function's gradients, as operators return them: empty where not needed."""
+
+    def all_of(grad: Tensor, *rest: Any) -> list[Tensor]:
+        found = gradients(grad, *rest)
+        return [grad.new_empty(0) if gradient is None else gradient for gradient in found]
+
+    return all_of
 
 
 register(
@@ -130,7 +135,7 @@ register(
     "masked_linear_grad",
     "(Tensor grad, Tensor x, Tensor weight, Tensor values, Tensor[] pattern, bool[] needs,"
     " bool straight_through, bool sparse_input, bool sparse_weight) -> Tensor[]",
-    _linear_grad,
+    _whole(calls.masked_linear_grad),
     _linear_grad_fake,
 )
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -163,5 +168,11 @@ FAKES: dict[str, Callable[..., Any]] = {
     "sddmm": _sddmm_fake,
     "sddmm_grad": _sddmm_grad_fake,
 }
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "spmm": given.spmm,
+    "spmm_grad": _whole(given.spmm_grad),
+    "sddmm": given.sddmm,
+    "sddmm_grad": _whole(given.sddmm_grad),
+}
 for _name, _schema in SCHEMAS.items():
-    register(f"masked_{_name}", _schema, getattr(calls, f"masked_{_name}"), FAKES[_name])
+    register(f"masked_{_name}", _schema, _IMPLEMENTATIONS[_name], FAKES[_name])
