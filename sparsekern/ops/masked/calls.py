@@ -30,6 +30,8 @@ def readable(x: Tensor) -> Tensor:
     """A matrix as the core reads it: adjacent along a dimension, nothing overlapping."""
     if x.is_neg():
         x = x.resolve_neg()
+    if x.is_contiguous():
+        return x
     rows, columns = x.stride()
     if (columns == 1 or x.shape[1] <= 1) and rows >= x.shape[1]:
         return x
@@ -40,8 +42,9 @@ def readable(x: Tensor) -> Tensor:
 
 def as_batch(x: Tensor) -> MatrixTuple:
     """A readable (lanes, features) matrix."""
-    along = x.stride(1) != 1 and x.shape[1] > 1
-    return x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(1) if along else x.stride(0), along
+    rows, columns = x.stride()
+    along = columns != 1 and x.shape[1] > 1
+    return x.data_ptr(), DTYPE_CODES[x.dtype], columns if along else rows, along
 
 
 def rows_of(weight: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def masked_linear(
     x, weight = readable(x), rows_of(weight)
     batch, rows = x.shape[0], weight.shape[0]
     dtype = accumulation_dtype(x.dtype)
-    out = torch.empty((batch, rows), dtype=x.dtype, device=_CPU)
+    out = x.new_empty(batch, rows)
     if batch == 0 or rows == 0:
         return out, gather_values(weight, pattern) if keep else None
     values = memory.empty((pattern[2].shape[0],), dtype, pattern[1]) if keep else None
@@ -152,22 +155,24 @@ def masked_linear_grad(
     by_entries = need_weight and sparse_weight and not straight_through
     x_by_entries = need_x and sparse_input
     x_grad = weight_grad = bias_grad = None
-    with precision.without_autocast(grad):
-        if need_weight and not by_entries:
-            weight_grad = _dense_weight_grad(grad, x, weight, pattern, straight_through)
-        if need_x and not sparse_input:
-            x_grad = grad @ masked_copy(weight, pattern).to(grad.dtype)
-        if need_bias and not (by_entries or x_by_entries):
-            bias_grad = grad.sum(dim=0)
+    if by_entries != need_weight or x_by_entries != need_x or not (by_entries or x_by_entries):
+        with precision.without_autocast(grad):
+            if need_weight and not by_entries:
+                weight_grad = _dense_weight_grad(grad, x, weight, pattern, straight_through)
+            if need_x and not sparse_input:
+                x_grad = grad @ masked_copy(weight, pattern).to(grad.dtype)
+            if need_bias and not (by_entries or x_by_entries):
+                bias_grad = grad.sum(dim=0)
     if not (by_entries or x_by_entries):
         return [x_grad, weight_grad, bias_grad]
     batch, dtype = grad.shape[0], accumulation_dtype(grad.dtype)
     values_grad = in_grad = None
     if by_entries:
-        weight_grad = memory.empty(tuple(weight.shape), weight.dtype, pattern[1])
+        weight_grad = memory.empty_like(weight, pattern[1])
         values_grad = memory.empty((pattern[2].shape[0],), dtype, pattern[1])
     if x_by_entries:
-        x_grad = in_grad = torch.empty(x.shape, dtype=x.dtype, device=_CPU)
+        alike = x.is_contiguous()
+        x_grad = in_grad = torch.empty_like(x) if alike else x.new_empty(*x.shape)
         if values is None or not values.numel():
             values = gather_values(rows_of(weight), pattern)
     if need_bias:

@@ -246,6 +246,41 @@ def here(
     return decide(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks) != "dense"
 
 
+def all_here(
+    batch: int, rows: int, columns: int, kept: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[bool, bool, bool]:
+    """:func:`here` for the forward pass, the gradient of x and the weight's, in one look-up.
+
+    Args:
+        batch: rows of x.
+        rows: output features.
+        columns: input features.
+        kept: weights; those among them in blocks of rows, and of columns.
+        dtype: of x.
+    """
+    threads, rates = _here(dtype)
+    decide = _all if torch.compiler.is_compiling() else _remembered_all
+    return decide(batch, rows, columns, kept, dtype, threads, rates)
+
+
+def _all(
+    batch: int,
+    rows: int,
+    columns: int,
+    kept: tuple[int, int, int],
+    dtype: torch.dtype,
+    threads: int,
+    rates: DtypeRates,
+) -> tuple[bool, bool, bool]:
+    nnz, by_rows, by_columns = kept
+    layer = (batch, rows, columns, nnz, dtype, threads, rates)
+    return (
+        algorithm("forward", *layer, by_rows) != "dense",
+        algorithm("input", *layer, by_columns) != "dense",
+        algorithm("weight", *layer, by_rows) != "dense",
+    )
+
+
 def packed_here(
     batch: int,
     rows: int,
@@ -263,6 +298,7 @@ def packed_here(
 
 # A layer asks the same at each step; the answer takes longer than to look it up.
 _remembered = functools.lru_cache(maxsize=4096)(algorithm)
+_remembered_all = functools.lru_cache(maxsize=4096)(_all)
 _remembered_packed = functools.lru_cache(maxsize=4096)(packed_algorithm)
 
 

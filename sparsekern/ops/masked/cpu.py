@@ -32,14 +32,14 @@ def masked_linear(
             return _Linear.apply(  # type: ignore[no-any-return]
                 x, weight, bias, straight_through, _kept(pattern), None, *pattern.tensors
             )
-        sparse = _is_sparse("forward", x, weight, _kept(pattern))
+        sparse = _by_entries(x, weight, _kept(pattern))[0]
         return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
     prepared = pattern.prepared
     if needs_grad(inputs):
         return _Linear.apply(  # type: ignore[no-any-return]
             x, weight, bias, straight_through, prepared.kept, prepared, pattern.mask
         )
-    sparse = _is_sparse("forward", x, weight, prepared.kept)
+    sparse = _by_entries(x, weight, prepared.kept)[0]
     tensors, core, _ = prepared
     return calls.masked_linear(x, weight, bias, tensors, sparse, False, core)[0]
 
@@ -91,10 +91,10 @@ def _kept(pattern: SparsityPattern) -> Kept:
     return pattern.nnz, pattern.structure.rows, pattern.structure.columns
 
 
-def _is_sparse(part: str, x: Tensor, weight: Tensor, kept: Kept) -> bool:
-    nnz, by_rows, by_columns = kept
-    in_blocks = by_columns if part == "input" else by_rows
-    return choice.here(part, x.shape[0], weight.shape[0], x.shape[1], nnz, x.dtype, in_blocks)
+def _by_entries(x: Tensor, weight: Tensor, kept: Kept) -> tuple[bool, bool, bool]:
+    """Whether the product, the gradient of x and that of the weight go by kept weights."""
+    batch, columns = x.shape
+    return choice.all_here(batch, weight.shape[0], columns, kept, x.dtype)
 
 
 def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry, nnz: int) -> bool:
@@ -121,7 +121,7 @@ class _Linear(torch.autograd.Function):
         prepared: Prepared | None,
         *pattern: Tensor,
     ) -> Tensor:
-        sparse = _is_sparse("forward", x, weight, kept)
+        sparse, *gradients_sparse = _by_entries(x, weight, kept)
         keep = sparse and ctx.needs_input_grad[0]
         if prepared is None:
             out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
@@ -129,16 +129,15 @@ class _Linear(torch.autograd.Function):
             tensors, core, _ = prepared
             out, values = calls.masked_linear(x, weight, bias, tensors, sparse, keep, core)
         ctx.save_for_backward(x, weight, values, *pattern)
-        ctx.straight_through, ctx.kept, ctx.prepared = straight_through, kept, prepared
+        ctx.how, ctx.prepared = (straight_through, *gradients_sparse), prepared
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, values, *pattern = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        sparse_input = needs[0] and _is_sparse("input", x, weight, ctx.kept)
-        sparse_weight = needs[1] and _is_sparse("weight", x, weight, ctx.kept)
-        how = (needs, ctx.straight_through, sparse_input, sparse_weight)
+        straight_through, sparse_input, sparse_weight = ctx.how
+        how = (needs, straight_through, sparse_input, sparse_weight)
         rest = (None, None, None, *(None for _ in pattern))
         grad, prepared = grads[0], ctx.prepared
         if prepared is not None:
