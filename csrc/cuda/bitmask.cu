@@ -8,9 +8,6 @@
 namespace sparsekern {
 namespace {
 
-// The warps of a block share a strip of rows and take its tiles in turn.
-template <class T>
-constexpr int kProductWarps = sizeof(T) == 2 ? 16 : 8;
 template <class T>
 constexpr int kStageUnits = kTileWeights * int(sizeof(T)) / 16;
 constexpr int kFew = 4;    // the largest batch without tensor cores
@@ -38,19 +35,36 @@ __device__ void store(const Batch<T>& batch, int64_t rows, int64_t n, int64_t ro
     batch.out[n * rows + row] = narrow<T>(sum + (batch.bias ? widen(batch.bias[row]) : 0.0f));
 }
 
-// This block's share of the tiles of a strip, and this warp's first.
+// This warp's share of the tiles of a strip.
 struct Share {
-  int64_t begin, end;
-  __device__ Share(int64_t across) {
-    begin = across * blockIdx.y / gridDim.y + threadIdx.x / kWarp;
-    end = across * (blockIdx.y + 1) / gridDim.y;
+  int64_t begin;
+  int count;
+  __device__ Share(int64_t across, int warps) {
+    const int64_t parts = int64_t(gridDim.y) * warps;
+    const int64_t part = int64_t(blockIdx.y) * warps + threadIdx.x / kWarp;
+    begin = across * part / parts;
+    count = int(across * (part + 1) / parts - begin);
   }
 };
 
+// The warps of a block share a strip of rows: many of them, so that a strip does not take long
+// where there are few strips; fewer where registers are short, for a multiprocessor is to hold more
+// than one block, of which one multiplies while another waits for its first tiles. `depth` is how
+// many tiles, of 200 to 400 bytes, a warp has under way; all of a multiprocessor should be 30 kB.
 template <class T, int few>
-__global__ void __launch_bounds__(kWarp* kProductWarps<T>)
+struct FewShape {
+  static constexpr int warps = sizeof(T) == 2 && few < kFew ? 16 : 8;
+  static constexpr int blocks = warps == 16 ? 2 : 3;
+  static constexpr int depth = few < kFew ? 3 : 2;
+};
+struct PanelShape {
+  static constexpr int warps = 8, blocks = 2, depth = 2;  // of each of two strips
+};
+
+template <class T, int few>
+__global__ void __launch_bounds__(kWarp* FewShape<T, few>::warps, FewShape<T, few>::blocks)
     multiply_few(Bitmask weight, Batch<T> batch) {
-  constexpr int warps = kProductWarps<T>;
+  constexpr int warps = FewShape<T, few>::warps, depth = FewShape<T, few>::depth;
   __shared__ uint4 stages[warps][kStageUnits<T>];
   __shared__ float panels[warps][kTileColumns * few];  // of x: [column][n]
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
@@ -58,47 +72,54 @@ __global__ void __launch_bounds__(kWarp* kProductWarps<T>)
   float* panel = panels[warp];
   const int64_t across = weight.across(), strip = int64_t(blockIdx.x) * across;
   const int64_t first = int64_t(blockIdx.z) * few;
-  const Share share(across);
+  const Share share(across, warps);
   float sums[2][few] = {};  // of rows lane / 4 and 8 down
   float ahead_x[2][few];    // columns lane and 32 on
-  TileAhead ahead(weight);
-  const auto fetch = [&](int64_t tile) {
-    ahead.fetch(tile < share.end ? strip + tile : -1);
-    if (!ahead.holds()) return;
+  TilesAhead<depth> ahead(weight, strip + share.begin, share.count);
+  const T* x = batch.x + first * batch.stride + share.begin * kTileColumns + lane;
+  const int64_t beyond = weight.columns - share.begin * kTileColumns - lane;
+  int columns_left = int(beyond < INT32_MAX ? beyond : INT32_MAX);
+  const auto fetch_x = [&] {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int n = 0; n < few; ++n) {
-        const int64_t column = tile * kTileColumns + half * kWarp + lane;
-        const bool inside = column < weight.columns && first + n < batch.size;
-        ahead_x[half][n] = inside ? widen(batch.x[(first + n) * batch.stride + column]) : 0.0f;
+        const bool inside = half * kWarp < columns_left && first + n < batch.size;
+        ahead_x[half][n] = inside ? widen(x[n * batch.stride + half * kWarp]) : 0.0f;
       }
+    x += kTileColumns;
+    columns_left -= kTileColumns;
   };
-  fetch(share.begin);
-  for (int64_t tile = share.begin; tile < share.end; tile += warps) {
-    uint32_t word = 0;
-    const bool any = ahead.arrive(stage, &word);
-    if (any) {
+  fetch_x();
+  for (int begin = 0; begin < share.count; begin += depth) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+    for (int slot = 0; slot < depth; ++slot) {
+      if (begin + slot >= share.count) break;
+      uint32_t word = 0;
+      const bool any = ahead.arrive(slot, stage, &word);
+      if (any) {
 #pragma unroll
-        for (int n = 0; n < few; ++n) panel[(half * kWarp + lane) * few + n] = ahead_x[half][n];
-      __syncwarp();
-    }
-    fetch(tile + warps);
-    if (!any) continue;
-    int total;
-    const T* value = reinterpret_cast<const T*>(stage) + lanes_before(__popc(word), &total);
-    for (; word; word &= word - 1, ++value) {
-      const int bit = __ffs(int(word)) - 1;
-      const float w = widen(*value);
-      const float* xs = panel + bit_column(lane, bit) * few;
-      const bool down = bit & 2;
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int n = 0; n < few; ++n) {
-        // Selected and not multiplied by 0: what a row skips has no influence on it.
-        sums[0][n] = down ? sums[0][n] : sums[0][n] + w * xs[n];
-        sums[1][n] = down ? sums[1][n] + w * xs[n] : sums[1][n];
+          for (int n = 0; n < few; ++n) panel[(half * kWarp + lane) * few + n] = ahead_x[half][n];
+        __syncwarp();
+      }
+      ahead.fetch(slot);
+      if (begin + slot + 1 < share.count) fetch_x();
+      if (!any) continue;
+      int total;
+      const T* value = reinterpret_cast<const T*>(stage) + lanes_before(__popc(word), &total);
+      for (; word; word &= word - 1, ++value) {
+        const int bit = __ffs(int(word)) - 1;
+        const float w = widen(*value);
+        const float* xs = panel + bit_column(lane, bit) * few;
+        const bool down = bit & 2;
+#pragma unroll
+        for (int n = 0; n < few; ++n) {
+          // Selected and not multiplied by 0: what a row skips has no influence on it.
+          sums[0][n] = down ? sums[0][n] : sums[0][n] + w * xs[n];
+          sums[1][n] = down ? sums[1][n] + w * xs[n] : sums[1][n];
+        }
       }
     }
   }
@@ -143,9 +164,10 @@ __device__ inline const uint16_t* unpack(uint32_t bits, const uint16_t* value, u
 }
 
 template <class T, int panels>
-__global__ void __launch_bounds__(kWarp* kProductWarps<T>)
+__global__ void __launch_bounds__(kWarp* PanelShape::warps, PanelShape::blocks)
     multiply_panels(Bitmask weight, Batch<T> batch) {
-  constexpr int warps = kProductWarps<T>, columns = kPanel * panels, rows = kTileRows * kPair;
+  constexpr int warps = PanelShape::warps, depth = PanelShape::depth;
+  constexpr int columns = kPanel * panels, rows = kTileRows * kPair;
   // Values first, sums of the warps afterwards.
   __shared__ uint4 stages[warps][kStageUnits<T>];
   static_assert(rows * columns * int(sizeof(float)) <= kStageUnits<T> * 16);
@@ -154,7 +176,7 @@ __global__ void __launch_bounds__(kWarp* kProductWarps<T>)
   uint4* stage = stages[warp];
   const int64_t across = weight.across(), strip = int64_t(blockIdx.x) * kPair;
   const int64_t first = int64_t(blockIdx.z) * columns;
-  const Share share(across);
+  const Share share(across, warps);
   const bool pairs = weight.columns % 2 == 0 && batch.stride % 2 == 0 &&
                      reinterpret_cast<uintptr_t>(batch.x) % 4 == 0;
   const uint16_t* x[panels];
@@ -164,37 +186,41 @@ __global__ void __launch_bounds__(kWarp* kProductWarps<T>)
     x[p] = n < batch.size ? reinterpret_cast<const uint16_t*>(batch.x) + n * batch.stride : nullptr;
   }
   float sums[kPair][panels][4] = {};
-  TileAhead ahead(weight);
-  const auto fetch = [&](int64_t tile, int which) {
-    const bool there = tile < share.end && strip + which < weight.strips();
-    ahead.fetch(there ? (strip + which) * across + tile : -1);
-  };
-  fetch(share.begin, 0);
-  for (int64_t tile = share.begin; tile < share.end; tile += warps) {
-    uint32_t right[kSteps][panels][2];
+  const int64_t tiles = strip * across + share.begin;
+  const bool both = strip + 1 < weight.strips();
+  TilesAhead<depth> ahead[kPair] = {
+      {weight, tiles, share.count},
+      {weight, both ? tiles + across : tiles, both ? share.count : 0}};
+  for (int begin = 0; begin < share.count; begin += depth) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+    for (int slot = 0; slot < depth; ++slot) {
+      if (begin + slot >= share.count) break;
+      const int64_t column = (share.begin + begin + slot) * kTileColumns + member * 2;
+      uint32_t right[kSteps][panels][2];
 #pragma unroll
-      for (int p = 0; p < panels; ++p)
+      for (int step = 0; step < kSteps; ++step)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          right[step][p][half] = load_pair(
-              x[p], tile * kTileColumns + step * 16 + half * 8 + member * 2, weight.columns, pairs);
+        for (int p = 0; p < panels; ++p)
 #pragma unroll
-    for (int which = 0; which < kPair; ++which) {
-      uint32_t word = 0;
-      const bool any = ahead.arrive(stage, &word);
-      fetch(which + 1 < kPair ? tile : tile + warps, (which + 1) % kPair);
-      if (!any) continue;
-      int total;
-      const uint16_t* value =
-          reinterpret_cast<const uint16_t*>(stage) + lanes_before(__popc(word), &total);
+          for (int half = 0; half < 2; ++half)
+            right[step][p][half] =
+                load_pair(x[p], column + step * 16 + half * 8, weight.columns, pairs);
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        uint32_t left[4];
-        value = unpack(word >> (8 * step), value, left);
+      for (int which = 0; which < kPair; ++which) {
+        uint32_t word = 0;
+        const bool any = ahead[which].arrive(slot, stage, &word);
+        ahead[which].fetch(slot);
+        if (!any) continue;
+        int total;
+        const uint16_t* value =
+            reinterpret_cast<const uint16_t*>(stage) + lanes_before(__popc(word), &total);
 #pragma unroll
-        for (int p = 0; p < panels; ++p) multiply_tiles<T>(sums[which][p], left, right[step][p]);
+        for (int step = 0; step < kSteps; ++step) {
+          uint32_t left[4];
+          value = unpack(word >> (8 * step), value, left);
+#pragma unroll
+          for (int p = 0; p < panels; ++p) multiply_tiles<T>(sums[which][p], left, right[step][p]);
+        }
       }
     }
   }
@@ -230,23 +256,33 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+template <class T, int few>
+void launch_few(const Where& where, const Bitmask& weight, dim3 grid, const Batch<T>& batch) {
+  constexpr int threads = kWarp * FewShape<T, few>::warps;
+  launch("multiply_few", multiply_few<T, few>, where, grid, threads, weight, batch);
+}
+
+template <class T, int panels>
+void launch_panels(const Where& where, const Bitmask& weight, dim3 grid, const Batch<T>& batch) {
+  constexpr int threads = kWarp * PanelShape::warps;
+  launch("multiply_panels", multiply_panels<T, panels>, where, grid, threads, weight, batch);
+}
+
 template <class T>
 void enqueue(const Where& where, const Bitmask& weight, const BitmaskPlan& plan,
              const Batch<T>& batch) {
   const dim3 grid(plan.strips, plan.splits, plan.batches);
-  constexpr int threads = kWarp * kProductWarps<T>;
   if constexpr (sizeof(T) == 2) {
     if (plan.tensor_cores && plan.batch == kPanel)
-      return launch("multiply_panels", multiply_panels<T, 1>, where, grid, threads, weight, batch);
-    if (plan.tensor_cores)
-      return launch("multiply_panels", multiply_panels<T, 2>, where, grid, threads, weight, batch);
+      return launch_panels<T, 1>(where, weight, grid, batch);
+    if (plan.tensor_cores) return launch_panels<T, 2>(where, weight, grid, batch);
   }
   if (plan.batch == 1)
-    launch("multiply_few", multiply_few<T, 1>, where, grid, threads, weight, batch);
+    launch_few<T, 1>(where, weight, grid, batch);
   else if (plan.batch == 2)
-    launch("multiply_few", multiply_few<T, 2>, where, grid, threads, weight, batch);
+    launch_few<T, 2>(where, weight, grid, batch);
   else
-    launch("multiply_few", multiply_few<T, kFew>, where, grid, threads, weight, batch);
+    launch_few<T, kFew>(where, weight, grid, batch);
 }
 
 }  // namespace
@@ -264,7 +300,11 @@ BitmaskPlan plan_bitmask(const Bitmask& weight, int64_t batch, bool tensor_cores
   const int64_t batches = (batch + plan.batch - 1) / plan.batch;
   // Two blocks for every multiprocessor, as long as each warp still has a tile.
   const int64_t wanted = 2 * int64_t(processors) / (strips * batches);
-  const int64_t most = weight.across() / (wide ? kProductWarps<float> : kProductWarps<Float16>);
+  const int warps = plan.tensor_cores    ? PanelShape::warps
+                    : wide               ? FewShape<float, 1>::warps
+                    : plan.batch == kFew ? FewShape<Float16, kFew>::warps
+                                         : FewShape<Float16, 1>::warps;
+  const int64_t most = weight.across() / warps;
   const int64_t splits = wanted < most ? wanted : most;
   plan.strips = unsigned(strips);
   plan.batches = unsigned(batches);

@@ -94,6 +94,21 @@ def test_products(sizes: tuple[int, int, float], dtype: torch.dtype, backend: st
                 oracle.assert_close([out.cpu()], [wanted], dtype, long=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_more_tiles_than_a_warp_knows_at_once(dtype: torch.dtype, backend: str) -> None:
+    w, mask = weight(20, 41_000, 0.99, dtype)  # 641 tiles for 8 or 16 warps; offsets come by 32
+    mask[:, 9_000:9_300], mask[:16, 20_000:30_000] = False, False
+    mask[:, 12_000:12_128] = True  # more values than are loaded ahead
+    w = oracle.poison(torch.randn_like(w), mask)
+    packed = bitmask.pack(mask.to(backend), w.to(backend), int(mask.sum()), kernels=True)
+    kept = torch.where(mask, w, 0).double()
+    for batch in (1, 3, 9):
+        x = torch.randn(batch, 41_000).to(dtype)
+        for tensor_cores in (False, True) if dtype != torch.float32 else (False,):
+            out = bitmask.linear(x.to(backend), packed, None, tensor_cores)
+            oracle.assert_close([out.cpu()], [x.double() @ kept.T], dtype, long=True)
+
+
 def test_what_a_row_skips_has_no_influence_without_tensor_cores(backend: str) -> None:
     w, mask = weight(40, 130, 0.9, torch.bfloat16)
     mask[:, 77] = False
