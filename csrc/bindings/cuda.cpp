@@ -2,6 +2,8 @@
 // on the stream and return; loading the module needs neither a driver nor a GPU.
 #include "bindings/cuda.h"
 
+#include <array>
+
 #if defined(SPARSEKERN_EMULATED)
 #define SPARSEKERN_MODULE _cuda_emulated
 #else
@@ -70,11 +72,12 @@ void bind_penalties(py::module_& module) {
 
 void bind_activity(py::module_& module) {
   module.def("dead_bytes", &dead_bytes);
-  module.def("dead_rates", [](const WhereTuple& where, uintptr_t data, int dtype, int64_t outer,
-                              int64_t channels, int64_t inner, uintptr_t scratch, uintptr_t out) {
-    dead_rates(make_where(where), at(data), DType(dtype), outer, channels, inner, at(scratch),
-               at<float>(out));
-  });
+  module.def("dead_rates",
+             [](const WhereTuple& where, uintptr_t data, int dtype, int64_t outer, int64_t channels,
+                int64_t inner, uintptr_t scratch, const std::array<uintptr_t, 3>& out) {
+               dead_rates(make_where(where), at(data), DType(dtype), outer, channels, inner,
+                          at(scratch), {at<float>(out[0]), at<float>(out[1]), at<float>(out[2])});
+             });
 }
 
 }  // namespace

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kBlock, kResident)
 }
 
 __global__ void __launch_bounds__(kBlock, kResident)
-    finish_rates(const Count* dead, int64_t channels, Count samples, float* out) {
+    finish_rates(const Count* dead, int64_t channels, Count samples, DeadRates out) {
   Count dead_channels = 0, entries = 0;
   for (int64_t c = threadIdx.x; c < channels; c += kBlock) {
     dead_channels += dead[c] == samples;
@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(kBlock, kResident)
   entries = block_sum(entries);
   if (threadIdx.x != 0) return;
   const double all = double(samples) * double(channels);
-  out[0] = float(double(dead_channels) / double(channels));
-  out[1] = float(double(entries - dead_channels * samples) / all);
-  out[2] = float(double(entries) / all);
+  *out.of_channels = float(double(dead_channels) / double(channels));
+  *out.of_others = float(double(entries - dead_channels * samples) / all);
+  *out.of_entries = float(double(entries) / all);
 }
 
 template <class T, int lanes>
@@ -149,7 +149,7 @@ void launch_columns(const Where& where, const T* data, int64_t rows, int64_t cha
 int64_t dead_bytes(int64_t channels) { return channels * int64_t(sizeof(Count)); }
 
 void dead_rates(const Where& where, const void* address, DType dtype, int64_t outer,
-                int64_t channels, int64_t inner, void* scratch, float* out) {
+                int64_t channels, int64_t inner, void* scratch, const DeadRates& out) {
   const DeviceGuard guard(where);
   Count* dead = static_cast<Count*>(scratch);
   fill_zero(where, dead, size_t(dead_bytes(channels)));

@@ -61,9 +61,13 @@ void shrink_negatives(const Where& where, const Pieces& pieces, const double* no
 // ---- activity.cu: entries at or below 0 of a contiguous (outer, channels, inner) array.
 
 int64_t dead_bytes(int64_t channels);
-// out[0..2] = the static, dynamic and total rate.
+// Where the shares go: of channels that are dead throughout, of dead entries in the others, and of
+// all dead entries.
+struct DeadRates {
+  float *of_channels, *of_others, *of_entries;
+};
 void dead_rates(const Where& where, const void* data, DType dtype, int64_t outer, int64_t channels,
-                int64_t inner, void* scratch, float* out);
+                int64_t inner, void* scratch, const DeadRates& out);
 
 // ---- module.cu
 

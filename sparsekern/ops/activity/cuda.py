@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from ... import native
@@ -27,7 +26,8 @@ def _dead_neurons(activation: Tensor, channel_dim: int) -> tuple[Tensor, Tensor,
         )
     kernels = native.cuda()
     memory = scratch(kernels.dead_bytes(channels), x.device)
-    rates = torch.empty(3, dtype=torch.float32, device=x.device)
+    # Three, for results share no memory, and a copy of each would be a launch.
+    rates = cpu.fake(x, channel_dim)
     kernels.dead_rates(
         where(x),
         x.data_ptr(),
@@ -36,10 +36,9 @@ def _dead_neurons(activation: Tensor, channel_dim: int) -> tuple[Tensor, Tensor,
         channels,
         inner,
         memory.data_ptr(),
-        rates.data_ptr(),
+        [rate.data_ptr() for rate in rates],
     )
-    static, dynamic, total = (rate.clone() for rate in rates)  # results share no memory
-    return static, dynamic, total
+    return rates
 
 
 register(f"{_FAMILY}_dead_neurons", cpu.SCHEMA, _dead_neurons, cpu.fake, devices=DEVICES)
