@@ -171,13 +171,12 @@ __global__ void __launch_bounds__(kBlock, kResident)
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) norms[piece] = sum == 0 ? 0 : peak * sqrt(sum);
-  if (!is_last_block(finished) || threadIdx.x != 0 || !loss) return;
+  if (!is_last_block(finished) || !loss) return;
   double total = 0;
-  for (int p = 0; p < table.pieces; ++p) {
-    const volatile double* norm = norms + p;  // another block's: not from a stale cache
-    total += table.entries[p].factor * *norm;
-  }
-  *loss = A(total);
+  for (int p = int(threadIdx.x); p < table.pieces; p += kBlock)
+    total += table.entries[p].factor * norms[p];
+  total = block_sum(total);
+  if (threadIdx.x == 0) *loss = A(total);
 }
 
 enum class Change { kGradient, kShrink };

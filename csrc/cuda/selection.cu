@@ -44,7 +44,12 @@ __global__ void __launch_bounds__(kSampleBlock)
           keys[i] = b;
           keys[i + stride] = a;
         }
-        __syncthreads();
+        // Up to a stride of 32 the threads of a warp have 64 keys to themselves.
+        const int next = stride > 1 ? stride / 2 : size;
+        if (stride > kWarp || next > kWarp)
+          __syncthreads();
+        else
+          __syncwarp();
       }
   }
   if (threadIdx.x != 0) return;

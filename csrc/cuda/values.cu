@@ -73,18 +73,25 @@ __global__ void __launch_bounds__(kBlock, kResident)
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int64_t row = int64_t(blockIdx.x) / across * kTurned;
   const int64_t column = int64_t(blockIdx.x) % across * kTurned;
-  for (int r = warp; r < kTurned; r += kWarpsOfBlock)
+  constexpr int kEach = kTurned / kWarpsOfBlock;
+#pragma unroll  // whole, for all loads of a thread to be under way together
+  for (int i = 0; i < kEach; ++i) {
+    const int r = i * kWarpsOfBlock + warp;
 #pragma unroll
     for (int c = lane; c < kTurned; c += kWarp)
       tile[r][c] = row + r < rows && column + c < columns
                        ? from[(row + r) * from_leading + column + c]
                        : T(0);
+  }
   __syncthreads();
-  for (int c = warp; c < kTurned; c += kWarpsOfBlock)
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int c = i * kWarpsOfBlock + warp;
 #pragma unroll
     for (int r = lane; r < kTurned; r += kWarp)
       if (column + c < columns && row + r < to_leading)
         to[(column + c) * to_leading + row + r] = tile[r][c];
+  }
 }
 
 // Calls body with a null pointer of elements of a size.

@@ -84,6 +84,16 @@ def test_layer_sparsity(dtype: torch.dtype, backend: str) -> None:
     compare([f.cpu() for f in found], list(wanted), dtype)
 
 
+def test_more_layers_than_a_block_has_threads(backend: str) -> None:
+    weights = [torch.randn(1 + i % 5, device=backend) for i in range(600)]
+    strengths = [1 + i % 3 for i in range(600)]
+    loss = sk.layer_sparsity_loss(weights, strengths)
+    norms = [w.double().clamp(max=0).norm().cpu() for w in weights]
+    expected = sum(strength * norm for strength, norm in zip(strengths, norms, strict=True))
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(sk.layer_sparsity_loss(weights, strengths), loss)
+
+
 @pytest.mark.parametrize("exponent", [-200, 0, 200])
 def test_norms_whose_squares_leave_the_range(exponent: int, backend: str) -> None:
     w = torch.randn(9000, dtype=torch.float64) * 10.0**exponent
