@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -103,7 +105,12 @@ void run_block(int threads) {
 
 }  // namespace
 
-void run(dim3 grid, int threads, const std::function<void()>& kernel) {
+void run(const char* name, dim3 grid, int threads, const std::function<void()>& kernel) {
+  constexpr unsigned kMostX = 0x7fffffff, kMost = 65535, kMostThreads = 1024;
+  const auto fits = [](unsigned count, unsigned most) { return 1 <= count && count <= most; };
+  if (!fits(grid.x, kMostX) || !fits(grid.y, kMost) || !fits(grid.z, kMost) ||
+      !fits(unsigned(threads), kMostThreads))
+    throw std::runtime_error(std::string(name) + ": invalid configuration argument");
   if (threads % kLanes != 0) {
     std::fprintf(stderr, "emulated blocks have whole warps, got %d threads\n", threads);
     std::abort();

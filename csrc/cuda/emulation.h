@@ -34,7 +34,8 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace sparsekern {
 namespace emulation {
 
-void run(dim3 grid, int threads, const std::function<void()>& kernel);
+// As CUDA does, refuses grids and blocks of sizes that no GPU takes.
+void run(const char* name, dim3 grid, int threads, const std::function<void()>& kernel);
 void block_barrier();
 void warp_barrier();
 void* warp_slot(int lane);  // 16 bytes that the warp of the running thread exchanges values in
@@ -63,9 +64,10 @@ class DeviceGuard {
 };
 
 template <class... Parameters, class... Arguments>
-void launch(const char*, void (*kernel)(Parameters...), const Where&, dim3 grid, int threads,
+void launch(const char* name, void (*kernel)(Parameters...), const Where&, dim3 grid, int threads,
             Arguments... arguments) {
-  emulation::run(grid, threads, [&] { kernel(Parameters(arguments)...); });
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the arguments that every device takes");
+  emulation::run(name, grid, threads, [&] { kernel(Parameters(arguments)...); });
 }
 
 inline void fill_zero(const Where&, void* data, size_t bytes) {

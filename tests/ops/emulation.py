@@ -24,6 +24,9 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 _FLAGS = ["-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-fPIC", "-fvisibility=hidden"]
 _FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DSPARSEKERN_EMULATED"]
 _FLAGS += ["-fno-strict-aliasing"]  # nvcc has none either: 16 bytes are read at a time
+# What this processor allows and a GPU does not (addresses that are no multiple of what is loaded
+# there), or does differently (shifts by all bits of a word).
+_KERNEL_FLAGS = ["-fsanitize=alignment,shift", "-fsanitize-undefined-trap-on-error"]
 
 
 def module() -> ModuleType:
@@ -56,7 +59,8 @@ def _build(sources: list[Path], target: Path) -> None:
 
         def compile_one(source: Path) -> str:
             made = str(Path(folder, source.name + ".o"))
-            _run([str(COMPILER), *_FLAGS, *include, "-c", str(source), "-o", made])
+            flags = [*_FLAGS, *(_KERNEL_FLAGS if source.suffix == ".cu" else [])]
+            _run([str(COMPILER), *flags, *include, "-c", str(source), "-o", made])
             return made
 
         with ThreadPoolExecutor(2) as pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -55,6 +57,13 @@ def test_layouts(dtype: torch.dtype, backend: str) -> None:
         expected = torch.tensor(counted(x.cpu(), channel_dim))
         found = torch.stack(sk.dead_neuron_rate(x)).cpu()
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_an_impossible_launch_is_an_error(emulated_cuda: ModuleType) -> None:
+    """The emulation refuses what a GPU does: here a grid of no blocks, for no samples."""
+    memory = torch.empty(emulated_cuda.dead_bytes(8), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="count_columns: invalid configuration argument"):
+        emulated_cuda.dead_rates((0, 0), 0, 0, 0, 8, 1, memory.data_ptr(), [0, 0, 0])
 
 
 def test_nan_is_not_dead(backend: str) -> None:
