@@ -241,11 +241,18 @@ def _time(entries: list[Entry], settings: Settings) -> None:
 def _time_on_gpu(entries: list[Entry], settings: Settings) -> None:
     """Device time, host time until the call returns, and peak memory, one copy of the inputs."""
     timer = CudaTimer()
+    calls, estimates = [], []
     for entry in entries:
-        entry.row.host_seconds = timer.host_seconds(entry.calls[0], 9)
-        entry.row.extra_bytes = timer.extra_bytes(entry.calls[0], _output_bytes(entry.contender))
-    calls = [timer.captured(entry.calls[0]) for entry in entries]
-    estimates = [timer.device_seconds(call, 1) for call in calls]
+        call = entry.calls[0]
+        seconds = timer.device_seconds(call, 1)  # the gate's clock did not wait for the device
+        is_slow = seconds > settings.effort.slow
+        entry.row.host_seconds = timer.host_seconds(call, 1 if is_slow else 9)
+        entry.row.extra_bytes = timer.extra_bytes(call, _output_bytes(entry.contender))
+        if not is_slow:
+            call = timer.captured(call)
+            seconds = timer.device_seconds(call, 1)
+        calls.append(call)
+        estimates.append(seconds)
     timings = interleave(calls, estimates, settings.effort, timer.device_seconds)
     for entry, timing in zip(entries, timings, strict=True):
         entry.row.set_timing(timing)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from sparsekern.bench import command, floor, runner
+from sparsekern.bench.case import Contender
 from sparsekern.bench.cuda_timing import CudaTimer
 from sparsekern.bench.features import FeatureWork
+from sparsekern.bench.results import Row
 from sparsekern.bench.settings import Settings
 
 
@@ -124,6 +126,23 @@ def test_a_run_takes_its_times_from_the_device(monkeypatch):
     assert all(row.host_seconds < 0.1 for row in result.rows)
     assert all(row.extra_bytes == 0 for row in result.rows)
     assert results.file_name.startswith("cuda-")
+
+
+def test_what_is_slow_is_not_called_often(monkeypatch):
+    cuda = _Cuda()
+    monkeypatch.setattr(CudaTimer, "__init__", lambda self: None)
+    monkeypatch.setattr(CudaTimer, "_cuda", cuda, raising=False)
+    monkeypatch.setattr(CudaTimer, "_flush", cuda.flush, raising=False)
+    monkeypatch.setattr(runner, "_output_bytes", lambda contender: len)
+    settings = Settings(backend="reference", device="cuda", budget=0.005)
+    assert settings.effort.slow == 0.001  # a call takes 2 ms
+    contender = Contender("slow", "slow", lambda _: cuda.work())
+    row = Row("slow", "slow")
+    runner._time_on_gpu([runner.Entry(row, contender, [cuda.work], 1e-5)], settings)
+    # An estimate, the host's time, memory, and the rounds of a slow call; nothing to warm up.
+    assert cuda.log.count("call") == 3 + settings.effort.slow_rounds
+    assert "replay" not in cuda.log
+    assert row.seconds == pytest.approx(2e-3)
 
 
 def test_a_missing_gpu_is_one_line(monkeypatch):
