@@ -16,8 +16,10 @@ ISA_TESTS := not (reference or triton or cuda or compressed or bitmask or choice
 CU := $(sort $(wildcard csrc/cuda/*.cu))
 
 # Compiling for six kinds of GPU takes minutes, and the tests run the CUDA kernels emulated:
-# SPARSEKERN_CUDA=1 builds them here too. `make gpu` and scripts/check_cuda.sh do.
+# SPARSEKERN_CUDA=1 builds them here too. `make gpu` and scripts/check_cuda.sh do without being told.
+ifneq ($(MAKECMDGOALS),gpu)
 export SPARSEKERN_CUDA ?= 0
+endif
 
 .PHONY: demo test lint format bench gpu clean
 

@@ -136,10 +136,10 @@ def _selections(quick: bool, many: list[int]) -> list[AnyCase]:
     return found
 
 
-def _renamed(case: Case, suffix: str = "", **changes: Any) -> Case:
+def _renamed(case: Case, many: str = "", **changes: Any) -> Case:
     kept = [contender for contender in case.contenders if "numpy" not in contender.name]
     oracle = _kth_magnitude if case.id == "T1" else case.oracle
-    name = f"G6-{case.id}{suffix}"
+    name = f"G6-{many}{case.id}"  # --case G6-256M is all work on so many
     fields = {"oracle": oracle, "tiny": None, "summary": False, **changes}
     return dataclasses.replace(case, id=name, suite=SUITE, contenders=tuple(kept), **fields)
 
@@ -165,7 +165,7 @@ def _enlarged(case: Case, count: int, quick: bool) -> Case:
 
     return _renamed(
         case,
-        f"-{_label(count)}",
+        f"{_label(count)}-",
         title=f"{before}, {count} values",
         reason="so many that neither launches nor caches count",
         shapes=f"N={count}",
@@ -188,7 +188,7 @@ def _many_activations(case: AnyCase, count: int) -> Case:
 
     return _renamed(
         case,
-        f"-{_label(count)}",
+        f"{_label(count)}-",
         title=f"dead-neuron rates, {shape}",
         reason="so many that neither launches nor caches count",
         shapes="x".join(map(str, shape)),
