@@ -91,8 +91,8 @@ if [[ ${SANITIZE:-0} == 1 ]]; then
 fi
 
 workers=()
-if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi # kernels compile in parallel
-part "tests" 200 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests/ops
+if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 12); fi # kernels compile in parallel
+part "tests" 210 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests/ops
 
 # Of the cases of the suite the most telling third: there is no time for all of them. A case has a
 # second beyond the least number of rounds.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from sparsekern.bench import command
+from sparsekern.bench.cases import gpu, gpu_dense, gpu_masked, gpu_sparse
 
 ROOT = Path(__file__).parents[2]
 MAKE = shutil.which("make")
@@ -68,6 +73,25 @@ def test_all_parts_run_and_the_kernels_are_built(tmp_path: Path) -> None:
     (build,) = (call for call in calls if "setup.py" in call)
     assert build.startswith("auto ")  # and not what the Makefile has for tests
     assert "tests/ops" in next(call for call in calls if "pytest" in call)
+
+
+def test_what_is_measured_is_there(tmp_path: Path) -> None:
+    """A case that nobody knows would be noticed on a borrowed GPU only."""
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    families = (gpu.gpu_cases, gpu_sparse.sparse_cases, gpu_masked.masked_cases)
+    known = [case for family in (*families, gpu_dense.dense_cases) for case in family(False)]
+    measured = [call.partition(" bench ")[2] for call in run(tmp_path)[2] if " bench --" in call]
+    assert len(measured) >= 8
+    for arguments in map(parser.parse_args, map(shlex.split, measured)):
+        names = arguments.case.split(",")
+        chosen = [case for case in known if case.id.startswith(tuple(names))]
+        assert all(any(case.id.startswith(name) for case in chosen) for name in names)
+        for dtype in arguments.dtype.split(","):
+            assert any(dtype in case.dtypes for case in chosen)
+        peers = {peer.name for case in chosen for peer in case.contenders}
+        for name in (arguments.compare or "").split(","):
+            assert any(peer.startswith(name) for peer in peers), name
 
 
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ def cuda_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.param != "cuda":
         module = request.getfixturevalue("emulated_cuda")
         monkeypatch.setattr(native, "_load_cuda", lambda: (module, ""))
+    else:  # sums in float32 throughout, as the bounds of the tests have them
+        for name in (
+            "allow_bf16_reduced_precision_reduction",
+            "allow_fp16_reduced_precision_reduction",
+        ):
+            monkeypatch.setattr(torch.backends.cuda.matmul, name, False)
     dispatch._cuda_refuses.cache_clear()
     with sk.backend("cuda"):
         yield "cuda" if request.param == "cuda" else "cpu"
