@@ -55,7 +55,7 @@ if ((status != 0)); then finish; fi
 
 # The CUDA kernels where nvcc is there, for the GPU at hand only.
 arch=$("$PYTHON" -c 'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
-part "build" 120 env SPARSEKERN_CPU=auto SPARSEKERN_CUDA="${SPARSEKERN_CUDA:-auto}" \
+part "build" 180 env SPARSEKERN_CPU=auto SPARSEKERN_CUDA="${SPARSEKERN_CUDA:-auto}" \
     SPARSEKERN_CUDA_ARCHS="${SPARSEKERN_CUDA_ARCHS:-$arch}" "$PYTHON" setup.py -q build_ext --inplace
 part "info" 20 "$PYTHON" -m sparsekern info
 # A build that fails where nvcc is there, or that the GPU refuses, is not to look like tests that
