@@ -2,7 +2,8 @@
 
 For the benchmark alone, hence ``-march=native``. Its batches are features-major. "features-major"
 gets and gives them so, as between layers that all work so; "with transposes" starts from the
-operands of a layer, as ours does, and leaves results in its own layout.
+operands of a layer, as ours does, and leaves results in its own layout. Both are called by hand,
+one function after the other without autograd; "as a layer" is called through it, as users do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +37,23 @@ def contenders(kind: str) -> list[Contender]:
     if kind not in works:
         return []
     work, finish = works[kind]
+    ways: list[tuple[str, str, Callable[[dict[str, Any]], list[Tensor]]]] = [
+        ("", "features-major", functools.partial(work, transpose=False)),
+        ("_transposed", "with transposes", functools.partial(work, transpose=True)),
+    ]
+    if kind == "M2":
+        ways.append(("_layer", "features-major, as a layer", _training_layer))
     return [
         Contender(
             f"sparseprop{name}",
             f"SparseProp, {label}",
-            functools.partial(work, transpose=transpose),
+            call,
             prepare=_prepare,
             finish=finish,
             missing=missing_reason,
             group="SparseProp",
         )
-        for name, label, transpose in (
-            ("", "features-major", False),
-            ("_transposed", "with transposes", True),
-        )
+        for name, label, call in ways
     ]
 
 
@@ -141,9 +146,34 @@ def _forward(state: dict[str, Any], *, transpose: bool) -> list[Tensor]:
 def _training(state: dict[str, Any], *, transpose: bool) -> list[Tensor]:
     (out,) = _forward(state, transpose=transpose)
     # What the forward pass has transposed is kept for the backward pass.
-    x, grad = state["x_features"], _features(state, "grad", transpose)
-    values = state["values"]
+    x_grad, values_grad = _gradients(state, _features(state, "grad", transpose))
+    return [out, x_grad.T, values_grad, state["mask"]]
+
+
+def _gradients(state: dict[str, Any], grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, values = state["x_features"], state["values"]
     x_grad, values_grad = torch.empty_like(x), torch.empty_like(values)
     scratch = values.new_empty(torch.get_num_threads() - 1, len(values))
     _call("backward", state, x, grad, x_grad, values_grad, scratch)
-    return [out, x_grad.T, values_grad, state["mask"]]
+    return x_grad, values_grad
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, state: dict[str, Any]) -> Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.state = state
+        out = x.new_empty(state["mask"].shape[0], x.shape[1])
+        _call("forward", state, x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return *_gradients(ctx.state, grads[0]), None
+
+
+def _training_layer(state: dict[str, Any]) -> list[Tensor]:
+    leaves = [state[name].requires_grad_() for name in ("x_features", "values")]
+    out: Tensor = _Layer.apply(*leaves, state)  # type: ignore[no-untyped-call]
+    x_grad, values_grad = torch.autograd.grad(out, leaves, state["grad_features"])
+    return [out.detach().T, x_grad.T, values_grad, state["mask"]]

@@ -195,6 +195,12 @@ TARGETS: tuple[Target, ...] = (
         1.0,
         "every peer takes ≥ 1×, from 80% on",
     ),
+    _never_slower(
+        " ".join(_linear("M2", percent) for percent in ("80", "90", "95", "98", "99", "99.8")),
+        1.0,
+        "the same, values given to ours too",
+        ours="packed_features",
+    ),
     _over(_linear("M3", "90"), "masked_dense", 1.6, _DENSE),
     _over(
         " ".join(_linear("M3", percent) for percent in ("95", "98", "99", "99.8")),

@@ -1,8 +1,9 @@
 """Layers with masked weights, conversion of whole models to them and back, and what they gain."""
 
 from .compressed import CompressedLinear
-from .conversion import compress, from_masks, from_pruned, sparsify, to_dense
+from .conversion import compress, from_masks, from_pruned, pack, sparsify, to_dense, to_masked
 from .layers import MaskedConv2d, MaskedLinear
+from .packed import PackedLinear
 from .summary import LayerSummary, ModelSummary, summary
 
 __all__ = [
@@ -11,10 +12,13 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "ModelSummary",
+    "PackedLinear",
     "compress",
     "from_masks",
     "from_pruned",
+    "pack",
     "sparsify",
     "summary",
     "to_dense",
+    "to_masked",
 ]

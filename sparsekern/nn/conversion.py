@@ -14,6 +14,7 @@ from ..ops.masked.linear import check_weight_grad
 from .compressed import CompressedLinear
 from .densities import check_sparsity, erk_counts, kept_in_all
 from .layers import MaskedConv2d, MaskedLinear
+from .packed import PackedLinear
 from .weights import excluded_modules, find_weights
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -198,7 +199,7 @@ def from_masks(
 
 
 def compress(model: _Model, *, keep_dense: bool = False) -> _Model:
-    """Makes every :class:`MaskedLinear` a :class:`CompressedLinear`, for inference, in place.
+    """Makes masked and packed linear layers :class:`CompressedLinear`, for inference, in place.
 
     What is not kept is dropped, mask included: at 90 % sparsity a float32 layer takes 0.6 bytes
     for each of its weights instead of 6.2. Masked convolutions stay as they are.
@@ -215,10 +216,12 @@ def compress(model: _Model, *, keep_dense: bool = False) -> _Model:
         ValueError: if the model has no masked linear layer.
     """
     _check(model)
-    if not any(isinstance(module, MaskedLinear) for module in model.modules()):
+    if not any(isinstance(module, MaskedLinear | PackedLinear) for module in model.modules()):
         raise ValueError("model has no MaskedLinear: sparsekern.nn.sparsify makes them")
 
     def compressed(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, PackedLinear):
+            module = module.to_masked()
         if not isinstance(module, MaskedLinear):
             return None
         return CompressedLinear.from_linear(module, keep_dense=keep_dense)
@@ -226,11 +229,58 @@ def compress(model: _Model, *, keep_dense: bool = False) -> _Model:
     return _replace(model, compressed)
 
 
-def to_dense(model: _Model) -> _Model:
-    """Makes every masked or compressed layer an ``nn.Linear`` or ``nn.Conv2d`` again, in place.
+def pack(model: _Model) -> _Model:
+    """Makes every :class:`MaskedLinear` a :class:`PackedLinear`, for masks that stay, in place.
 
-    Weights that are not kept become 0. Parameters of masked layers stay the tensors they are, those
-    of compressed ones are new.
+    The layer's parameter is then its kept weights alone, and so are gradients and an optimizer's
+    state: make the optimizer afterwards. Masked convolutions stay as they are.
+
+    Args:
+        model: changed in place; a single layer is replaced in the result only.
+
+    Returns:
+        The model. :func:`to_masked` and :func:`to_dense` take it back.
+
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if the model has no masked linear layer, or one whose weight other layers share
+            or whose gradient is dense (``weight_grad``). In each case nothing is changed.
+    """
+    _check(model)
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, MaskedLinear)]
+    if not layers:
+        raise ValueError("model has no MaskedLinear: sparsekern.nn.sparsify makes them")
+    owners: dict[int, str] = {}
+    for name, layer in layers:
+        first = owners.setdefault(id(layer.weight), name)
+        if first != name:
+            raise ValueError(
+                f"layers {first!r} and {name!r} share a weight, which packed ones cannot"
+            )
+    packed = {layer: PackedLinear.from_linear(layer) for _, layer in layers}
+    return _replace(model, lambda m: packed[m] if isinstance(m, MaskedLinear) else None)
+
+
+def to_masked(model: _Model) -> _Model:
+    """Makes every :class:`PackedLinear` a :class:`MaskedLinear` again, in place.
+
+    Weights that are not kept are 0. The weight is a new parameter, the bias stays the one it is.
+
+    Returns:
+        The model; a single layer is replaced in the result only.
+
+    Raises:
+        TypeError: if the model is no module.
+    """
+    _check(model)
+    return _replace(model, lambda m: m.to_masked() if isinstance(m, PackedLinear) else None)
+
+
+def to_dense(model: _Model) -> _Model:
+    """Makes every masked, packed or compressed layer an ``nn.Linear`` or ``nn.Conv2d``, in place.
+
+    Weights that are not kept become 0. Parameters of masked layers stay the tensors they are, the
+    weights of packed layers and all of compressed ones are new.
 
     Returns:
         The model; a single layer is replaced in the result only.
@@ -249,7 +299,7 @@ def _check(model: object, weight_grad: str = "masked") -> None:
 
 
 def _dense(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, CompressedLinear):
+    if isinstance(module, CompressedLinear | PackedLinear):
         return module.to_linear()
     if not isinstance(module, MaskedLinear | MaskedConv2d):
         return None

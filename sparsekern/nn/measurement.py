@@ -17,8 +17,9 @@ from ..ops.masked.linear import implementation_for
 from ..ops.masked.pattern import SparsityPattern
 from ..ops.masked.triton import linear as triton
 from .layers import MaskedConv2d, MaskedLinear
+from .packed import PackedLinear
 
-MaskedLayer = MaskedLinear | MaskedConv2d
+MaskedLayer = MaskedLinear | MaskedConv2d | PackedLinear
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 101
 
 
@@ -53,6 +54,11 @@ class Use:
     input: Tensor | None = None
     needs_input_grad: bool = False
     positions: int = 0
+
+
+def weight_shape(layer: MaskedLayer) -> torch.Size:
+    """Of the weight, kept or not."""
+    return layer.pattern.shape if isinstance(layer, PackedLinear) else layer.weight.shape
 
 
 def sample_count(input: Any) -> int:
@@ -104,8 +110,8 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
     """What computes the forward pass, the gradient of the input and that of the weight."""
     pattern = layer.pattern
     assert isinstance(pattern, SparsityPattern)
-    is_linear = not isinstance(layer, MaskedConv2d)
-    implementation = implementation_for(x, pattern, cuda, triton if is_linear else None)
+    by_mask = isinstance(layer, MaskedLinear)
+    implementation = implementation_for(x, pattern, cuda, triton if by_mask else None)
     if implementation is reference:
         return ("reference",) * 3
     if implementation is triton:
@@ -114,10 +120,12 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
         options = (layer.stride, layer.padding, layer.dilation, layer.groups)
         forward, of_input, of_weight = convolution.algorithms(x, layer.weight, pattern, *options)
         return forward, of_input, "dense" if layer.weight_grad == "dense" else of_weight
+    if isinstance(layer, PackedLinear) and implementation is cuda:
+        return ("unstructured",) * 3
     batch = x.numel() // max(1, x.shape[-1])
 
     def chosen(part: str) -> str:
-        if implementation is cuda:
+        if implementation is cuda and not isinstance(layer, PackedLinear):
             rows = x.reshape(-1, pattern.columns)
             return cuda_choice.here(part, rows, layer.weight, pattern.expected_nnz)
         structure = pattern.structure
@@ -126,19 +134,20 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
         sparse = choice.here(part, *sizes, x.dtype, in_blocks)
         return "sparse" if sparse else "dense"
 
-    weight = "dense" if layer.weight_grad == "dense" else chosen("weight")
-    return chosen("forward"), chosen("input"), weight
+    straight_through = isinstance(layer, MaskedLinear) and layer.weight_grad == "dense"
+    return chosen("forward"), chosen("input"), "dense" if straight_through else chosen("weight")
 
 
 def times(layer: MaskedLayer, x: Tensor, needs_input_grad: bool, seconds: float) -> LayerTimes:
     """Times a layer against the dense one of its weight, in about so many seconds."""
     x = x.detach()
+    other = layer.to_linear() if isinstance(layer, PackedLinear) else layer
 
     def dense() -> Tensor:
-        if isinstance(layer, MaskedConv2d):
-            result: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+        if isinstance(other, MaskedConv2d):
+            result: Tensor = other._conv_forward(x, other.weight, other.bias)
             return result
-        return F.linear(x, layer.weight, layer.bias)
+        return F.linear(x, other.weight, other.bias)
 
     def masked() -> Tensor:
         result: Tensor = layer(x)
@@ -146,16 +155,17 @@ def times(layer: MaskedLayer, x: Tensor, needs_input_grad: bool, seconds: float)
 
     with torch.no_grad():
         forward, dense_forward = _medians(masked, dense, x, seconds / 2)
-    trained: list[Tensor] = [p for p in layer.parameters() if p.requires_grad]
-    if needs_input_grad:
-        trained.append(x.requires_grad_())
-    if not trained:
+    trained, dense_trained = (
+        [p for p in m.parameters() if p.requires_grad] for m in (layer, other)
+    )
+    inputs = [x.requires_grad_()] if needs_input_grad else []
+    if not trained + inputs:
         return LayerTimes(forward, dense_forward)
     with torch.enable_grad():
         grad = torch.randn_like(masked())
         training, dense_training = _medians(
-            lambda: torch.autograd.grad(masked(), trained, grad),
-            lambda: torch.autograd.grad(dense(), trained, grad),
+            lambda: torch.autograd.grad(masked(), trained + inputs, grad),
+            lambda: torch.autograd.grad(dense(), dense_trained + inputs, grad),
             x,
             seconds / 2,
         )

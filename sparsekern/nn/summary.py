@@ -10,8 +10,16 @@ from torch import nn
 
 from ..ops import checks
 from ..ops.masked import SparsityPattern
-from .layers import MaskedLinear
-from .measurement import LayerTimes, MaskedLayer, kernels, observe, sample_count, times
+from .layers import MaskedConv2d
+from .measurement import (
+    LayerTimes,
+    MaskedLayer,
+    kernels,
+    observe,
+    sample_count,
+    times,
+    weight_shape,
+)
 
 _UNKNOWN = "–"
 _WIDTH = 100  # of a printed table: long names lose their beginning
@@ -19,7 +27,7 @@ _WIDTH = 100  # of a printed table: long names lose their beginning
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One masked layer.
+    """One masked or packed layer.
 
     Attributes:
         name: in the model.
@@ -154,7 +162,7 @@ def summary(model: nn.Module, input: Any = None, *, seconds: float = 0.2) -> Mod
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not layers:
         raise ValueError("model has no masked layer: sparsekern.nn.sparsify makes them")
-    weights = sum(layer.weight.numel() for layer in layers.values())
+    weights = sum(weight_shape(layer).numel() for layer in layers.values())
     if input is None:
         return ModelSummary(tuple(_unmeasured(*item) for item in layers.items()), weights)
     samples = sample_count(input)
@@ -179,8 +187,8 @@ def _unmeasured(name: str, layer: MaskedLayer) -> LayerSummary:
     pattern = layer.pattern
     if not isinstance(pattern, SparsityPattern):
         raise ValueError(f"layer {name!r} is on the meta device: what its mask keeps is not known")
-    flops = 2 * pattern.nnz if isinstance(layer, MaskedLinear) else None
-    return LayerSummary(name, tuple(layer.weight.shape), pattern.sparsity, pattern.nnz, flops)
+    flops = None if isinstance(layer, MaskedConv2d) else 2 * pattern.nnz
+    return LayerSummary(name, tuple(weight_shape(layer)), pattern.sparsity, pattern.nnz, flops)
 
 
 def _row_cells(row: LayerSummary) -> tuple[str, ...]:

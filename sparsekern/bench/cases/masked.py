@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -177,6 +178,20 @@ class Work:
                     group=OURS,
                 )
             )
+            for name, label, along in (
+                ("packed", "sparsekern, packed", False),
+                ("packed_features", "sparsekern, packed, features-major", True),
+            ):
+                found.append(
+                    Contender(
+                        name,
+                        label,
+                        _packed if self.kind == "M1" else _packed_grad,
+                        prepare=functools.partial(_with_packed, along=along),
+                        finish=None if self.kind == "M1" else peers.dense_gradient,
+                        group=OURS,
+                    )
+                )
         blocks = self.structure.partition("x")[0] if "x" in self.structure else "16"
         found += peers.contenders(self.kind, int(blocks))
         found += sparseprop.contenders(self.kind)
@@ -234,6 +249,27 @@ def _with_compressed(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _compressed(inputs: dict[str, Any]) -> list[Tensor]:
     return [inputs["compressed"].linear(inputs["x"])]
+
+
+def _with_packed(inputs: dict[str, Any], *, along: bool) -> dict[str, Any]:
+    x, grad = inputs["x"].detach(), inputs["grad"]
+    if along:
+        x, grad = x.T.contiguous().T, grad.T.contiguous().T
+    layer = sk.nn.PackedLinear(inputs["weight"].detach(), inputs["mask"])
+    needed = inputs["x"].requires_grad
+    return {"x": x.requires_grad_(needed), "grad": grad, "layer": layer, "mask": inputs["mask"]}
+
+
+def _packed(inputs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad():
+        return [inputs["layer"](inputs["x"])]
+
+
+def _packed_grad(inputs: dict[str, Any]) -> list[Tensor]:
+    out = inputs["layer"](inputs["x"])
+    leaves = (inputs["x"], inputs["layer"].values)
+    gradients = torch.autograd.grad(out, leaves, inputs["grad"])
+    return [out.detach(), *gradients, inputs["mask"]]
 
 
 def gradients(inputs: dict[str, Any], out: Tensor) -> list[Tensor]:

@@ -32,16 +32,35 @@ def masked_linear(
             return _Linear.apply(  # type: ignore[no-any-return]
                 x, weight, bias, straight_through, _kept(pattern), None, *pattern.tensors
             )
-        sparse = _by_entries(x, weight, _kept(pattern))[0]
+        sparse = _by_entries(x, weight.shape[0], _kept(pattern))[0]
         return run("masked_linear", x, weight, bias, pattern.tensors, sparse, False)[0]  # type: ignore[no-any-return]
     prepared = pattern.prepared
     if needs_grad(inputs):
         return _Linear.apply(  # type: ignore[no-any-return]
             x, weight, bias, straight_through, prepared.kept, prepared, pattern.mask
         )
-    sparse = _by_entries(x, weight, prepared.kept)[0]
+    sparse = _by_entries(x, weight.shape[0], prepared.kept)[0]
     tensors, core, _ = prepared
     return calls.masked_linear(x, weight, bias, tensors, sparse, False, core)[0]
+
+
+def packed_linear(
+    x: Tensor, values: Tensor, pattern: SparsityPattern, bias: Tensor | None
+) -> Tensor:
+    """See :func:`.packed_linear.packed_linear`; arguments are checked, x is (batch, columns)."""
+    inputs = [x, values] if bias is None else [x, values, bias]
+    along = x.stride(0) == 1 != x.stride(1) and min(x.shape) > 1
+    if torch.compiler.is_compiling() or not are_plain(inputs):
+        kept = _kept(pattern)
+        if needs_grad(inputs):
+            return _Packed.apply(x, values, bias, along, kept, None, *pattern.tensors)  # type: ignore[no-any-return]
+        sparse = _by_entries(x, pattern.rows, kept)[0]
+        return run("masked_given_linear", x, values, bias, pattern.tensors, sparse, along)  # type: ignore[no-any-return]
+    prepared = pattern.prepared
+    if needs_grad(inputs):
+        return _Packed.apply(x, values, bias, along, prepared.kept, prepared, pattern.mask)  # type: ignore[no-any-return]
+    sparse = _by_entries(x, pattern.rows, prepared.kept)[0]
+    return given.linear(x, values, bias, prepared.tensors, sparse, along, prepared.core)
 
 
 def masked_conv2d(
@@ -91,10 +110,10 @@ def _kept(pattern: SparsityPattern) -> Kept:
     return pattern.nnz, pattern.structure.rows, pattern.structure.columns
 
 
-def _by_entries(x: Tensor, weight: Tensor, kept: Kept) -> tuple[bool, bool, bool]:
+def _by_entries(x: Tensor, rows: int, kept: Kept) -> tuple[bool, bool, bool]:
     """Whether the product, the gradient of x and that of the weight go by kept weights."""
     batch, columns = x.shape
-    return choice.all_here(batch, weight.shape[0], columns, kept, x.dtype)
+    return choice.all_here(batch, rows, columns, kept, x.dtype)
 
 
 def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry, nnz: int) -> bool:
@@ -121,7 +140,7 @@ class _Linear(torch.autograd.Function):
         prepared: Prepared | None,
         *pattern: Tensor,
     ) -> Tensor:
-        sparse, *gradients_sparse = _by_entries(x, weight, kept)
+        sparse, *gradients_sparse = _by_entries(x, weight.shape[0], kept)
         keep = sparse and ctx.needs_input_grad[0]
         if prepared is None:
             out, values = run("masked_linear", x, weight, bias, list(pattern), sparse, keep)
@@ -150,6 +169,42 @@ class _Linear(torch.autograd.Function):
         gradients = run_grad(
             _FAMILY, "masked_linear_grad", grad, x, weight, values, pattern, list(needs), *how[1:]
         )
+        return *only_needed(gradients, needs), *rest
+
+
+class _Packed(torch.autograd.Function):
+    # ``prepared`` and ``pattern`` are as in _Linear.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        along: bool,
+        kept: Kept,
+        prepared: Prepared | None,
+        *pattern: Tensor,
+    ) -> Tensor:
+        rows = pattern[0].shape[0]
+        ctx.save_for_backward(x, values, *pattern)
+        sparse, *of_gradients = _by_entries(x, rows, kept)
+        ctx.how, ctx.prepared = (*of_gradients, along), prepared
+        if prepared is not None:
+            return given.linear(x, values, bias, prepared.tensors, sparse, along, prepared.core)
+        return run("masked_given_linear", x, values, bias, list(pattern), sparse, along)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, values, *pattern = ctx.saved_tensors
+        needs, (grad,), prepared = list(ctx.needs_input_grad[:3]), grads, ctx.prepared
+        how = (needs, *ctx.how)
+        rest = (None, None, None, *(None for _ in pattern))
+        if prepared is not None:
+            pattern = prepared.tensors
+            if not torch.is_grad_enabled() and are_plain(grads):
+                return *given.linear_grad(grad, x, values, pattern, *how, prepared.core), *rest
+        name = "masked_given_linear_grad"
+        gradients = run_grad(_FAMILY, name, grad, x, values, pattern, *how)
         return *only_needed(gradients, needs), *rest
 
 

@@ -37,6 +37,14 @@ def masked_linear(
     return run(f"{_FAMILY}_linear", x, weight, bias, tensors, algorithm, False)[0]  # type: ignore[no-any-return]
 
 
+def packed_linear(
+    x: Tensor, values: Tensor, pattern: SparsityPattern, bias: Tensor | None
+) -> Tensor:
+    """See :func:`.packed_linear.packed_linear`; arguments are checked, x is (batch, columns)."""
+    out = spmm(pattern, values.to(x.dtype), x.t()).t()
+    return out if bias is None else out + bias.to(x.dtype)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -56,6 +56,14 @@ def masked_linear(
     return F.linear(x, masked_weight(weight, mask, weight_grad), bias)
 
 
+def packed_linear(
+    x: Tensor, values: Tensor, pattern: SparsityPattern, bias: Tensor | None
+) -> Tensor:
+    """See :func:`.packed_linear.packed_linear`; arguments are checked."""
+    weight = pattern.scatter(values).view(pattern.rows, pattern.columns)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
 def spmm(pattern: SparsityPattern, values: Tensor, b: Tensor) -> Tensor:
     """See :func:`sparsekern.spmm`; arguments are checked."""
     return pattern.scatter(values).view(pattern.rows, pattern.columns) @ b

@@ -85,6 +85,36 @@ def _conv_grad_fake(
     ]
 
 
+def _given_linear_fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    sparse: bool,
+    along: bool,
+) -> Tensor:
+    batch, rows = x.shape[0], pattern[1].shape[0] - 1
+    return x.new_empty(rows, batch).t() if along else x.new_empty(batch, rows)
+
+
+def _given_linear_grad_fake(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    pattern: Sequence[Tensor],
+    needs: Sequence[bool],
+    sparse_input: bool,
+    sparse_weight: bool,
+    along: bool,
+) -> list[Tensor]:
+    x_grad = x.new_empty(x.shape[1], x.shape[0]).t() if along else x.new_empty(x.shape)
+    return [
+        x_grad if needs[0] else grad.new_empty(0),
+        torch.empty_like(values) if needs[1] else grad.new_empty(0),
+        grad.new_empty(grad.shape[1] if needs[2] else 0),
+    ]
+
+
 def _spmm_fake(values: Tensor, b: Tensor, pattern: Sequence[Tensor]) -> Tensor:
     return b.new_empty(pattern[1].shape[0] - 1, b.shape[1])
 
@@ -137,6 +167,19 @@ register(
     " bool straight_through, bool sparse_input, bool sparse_weight) -> Tensor[]",
     _whole(calls.masked_linear_grad),
     _linear_grad_fake,
+)
+register(
+    "masked_given_linear",
+    "(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern, bool sparse, bool along) -> Tensor",
+    given.linear,
+    _given_linear_fake,
+)
+register(
+    "masked_given_linear_grad",
+    "(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool[] needs, bool sparse_input,"
+    " bool sparse_weight, bool along) -> Tensor[]",
+    _whole(given.linear_grad),
+    _given_linear_grad_fake,
 )
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
 register(
