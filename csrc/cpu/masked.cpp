@@ -162,16 +162,17 @@ void product_by_lanes(const Pattern& pattern, const Values<T>& values, Panels<T>
   const bool gathers = !values.given && !values.stored;
   Buffer<T> own(gathers && !values.gathered ? pattern.entries : 0);
   if (gathers && !values.gathered) known.gathered = own.data();
-  on_each_thread(threads, [&](int thread) {
-    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) panels.pack_tile(t);
-    if (!gathers) return;
-    const int64_t row = part(order.rows, thread, threads);
-    RowValues<T>(order, known, row, part(order.rows, thread + 1, threads) - row);
-  });
+  if (gathers)
+    on_each_thread(threads, [&](int thread) {
+      const int64_t row = part(order.rows, thread, threads);
+      RowValues<T>(order, known, row, part(order.rows, thread + 1, threads) - row);
+    });
   if (gathers) known.given = known.gathered;
   on_each_thread(threads, [&](int thread) {
-    for (size_t t = size_t(thread); t < tiles; t += size_t(threads))
+    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) {
+      panels.pack_tile(t);
       product_rows(order, known, panels.tiles()[t], 0, order.rows, bias, out);
+    }
   });
 }
 
@@ -286,19 +287,17 @@ void gradients_by_lanes(const Pattern& pattern, const T* values, Panels<T>& grad
   known.given = permuted.data();
   Buffer<T> sums(wants_values ? pattern.entries * threads : 0);
   Buffer<T> bias(wanted.bias ? rows.rows * threads : 0);
-  on_each_thread(threads, [&](int thread) {
-    for (size_t t = size_t(thread); t < tiles; t += size_t(threads)) {
-      grad_panels.pack_tile(t);
-      if (wants_values) in_panels.pack_tile(t);
-    }
-    if (!wants_in) return;
-    const int64_t end = part(pattern.entries, thread + 1, threads);
-    for (int64_t j = part(pattern.entries, thread, threads); j < end; ++j)
-      permuted.data()[j] = values[pattern.permutation[j]];
-  });
+  if (wants_in)
+    on_each_thread(threads, [&](int thread) {
+      const int64_t end = part(pattern.entries, thread + 1, threads);
+      for (int64_t j = part(pattern.entries, thread, threads); j < end; ++j)
+        permuted.data()[j] = values[pattern.permutation[j]];
+    });
   on_each_thread(threads, [&](int thread) {
     const size_t first = size_t(thread), step = size_t(threads);
-    for (size_t t = first; t < tiles; t += step) {
+    for (size_t t = first; t < tiles; t += step) {  // each while it is in this thread's caches
+      grad_panels.pack_tile(t);
+      if (wants_values) in_panels.pack_tile(t);
       if (wants_in)
         product_rows(columns, known, grad_panels.tiles()[t], 0, columns.rows,
                      static_cast<const T*>(nullptr), wanted.in);
