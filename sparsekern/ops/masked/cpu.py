@@ -197,7 +197,8 @@ class _Packed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, values, *pattern = ctx.saved_tensors
         needs, (grad,), prepared = list(ctx.needs_input_grad[:3]), grads, ctx.prepared
-        how = (needs, *ctx.how)
+        sparse_input, sparse_weight, along = ctx.how
+        how = (needs, sparse_input, sparse_weight, along)
         rest = (None, None, None, *(None for _ in pattern))
         if prepared is not None:
             pattern = prepared.tensors
