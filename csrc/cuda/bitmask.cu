@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kWarp* FewShape<T, few>::warps, FewShape<T, fe
   const int64_t first = int64_t(blockIdx.z) * few;
   const Share share(across, warps);
   float sums[2][few] = {};  // of rows lane / 4 and 8 down
-  float ahead_x[2][few];    // columns lane and 32 on
+  T ahead_x[2][few];        // columns lane and 32 on, as loaded: widening is waiting for them
   TilesAhead<depth> ahead(weight, strip + share.begin, share.count);
   const T* x = batch.x + first * batch.stride + share.begin * kTileColumns + lane;
   const int64_t beyond = weight.columns - share.begin * kTileColumns - lane;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kWarp* FewShape<T, few>::warps, FewShape<T, fe
 #pragma unroll
       for (int n = 0; n < few; ++n) {
         const bool inside = half * kWarp < columns_left && first + n < batch.size;
-        ahead_x[half][n] = inside ? widen(x[n * batch.stride + half * kWarp]) : 0.0f;
+        ahead_x[half][n] = inside ? x[n * batch.stride + half * kWarp] : T{};
       }
     x += kTileColumns;
     columns_left -= kTileColumns;
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kWarp* FewShape<T, few>::warps, FewShape<T, fe
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int n = 0; n < few; ++n) panel[(half * kWarp + lane) * few + n] = ahead_x[half][n];
+          for (int n = 0; n < few; ++n)
+            panel[(half * kWarp + lane) * few + n] = widen(ahead_x[half][n]);
         __syncwarp();
       }
       ahead.fetch(slot);
