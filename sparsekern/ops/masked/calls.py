@@ -219,4 +219,6 @@ def _dense_weight_grad(
             product.data_ptr(),
             torch.get_num_threads(),
         )
+    if weight.dim() == 2 and product.dtype is weight.dtype:
+        return product
     return product.to(weight.dtype).view(weight.shape)
