@@ -37,7 +37,7 @@ def backend() -> Iterator[str]:
 
 # Samples that take a form with several tiles where these are of 16 samples: the second tile nearly
 # empty, and three of them, of which the last is.
-SEVERAL_TILES = {"gram_columns": 18, "gram_apart": 21, "gram_tiles": 37}
+SEVERAL_TILES = {"gram_columns": 18, "gram_plain": 18, "gram_apart": 21, "gram_tiles": 37}
 
 
 @pytest.fixture(params=SEVERAL_TILES)
@@ -46,10 +46,15 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plan, "_LARGE_ROWS", 32)
     monkeypatch.setattr(plan, "_COLUMN_ROWS_DEFAULT", 32)
     monkeypatch.setattr(plan, "_TOGETHER", {"ieee": 16} if request.param == "gram_apart" else {})
+    here = {device.device_class(torch.device(DEVICE))} if request.param == "gram_plain" else set()
+    monkeypatch.setattr(plan, "_ASYNCHRONOUS", here)
+    monkeypatch.setattr(plan, "_PLAIN_ROWS", 32)
+    monkeypatch.setattr(plan, "_AS_THEY_ARE", {("ieee", 4)})
     monkeypatch.setattr(plan, "_TILE_ROWS_DEFAULT", 16)
     monkeypatch.setattr(plan, "TILE_GROUP", 2)
     entry = Configuration(16, 4, 2)
-    with overriding({("gram_apart", "ieee", 32): entry, ("gram_tiles", "ieee", 16): entry}):
+    keys = (("gram_apart", "ieee", 32), ("gram_plain", "ieee", 32), ("gram_tiles", "ieee", 16))
+    with overriding(dict.fromkeys(keys, entry)):
         yield request.param
 
 
@@ -133,6 +138,26 @@ def test_several_tiles(small_tiles: str, processors: int, monkeypatch: pytest.Mo
     how = form_of(xs)
     assert (how.form, how.rows, max(how.splits) > 1) == (small_tiles, 16, processors > 1)
     check(xs, sk.Linear(), "unbiased", 2e-6, matrix_only=True)
+
+
+@pytest.mark.parametrize("small_tiles", ["gram_plain"], indirect=True)
+def test_features_are_centred_where_they_stand_far_from_zero(small_tiles: str) -> None:
+    from sparsekern.ops.similarity.triton import calls
+    from sparsekern.ops.similarity.triton.state import State
+
+    near, far = oracle.layers(18, (40, 33), torch.float64)
+    far += 1000 * far.std() * torch.randn(33, dtype=torch.float64).sign()
+    xs = [near.float(), far.float(), torch.full((18, 5), 0.1)]
+    with sk.backend("reference"):
+        wanted = sk.cka_matrix([x.double() for x in xs[:2]])
+    layers = on_device(xs)
+    spec = (plan.LINEAR, 0.0, 0.0, plan.U_CENTRING, True)
+    found, memory = calls.compare(layers, 0, 1, *spec, True)
+    assert (found[:2, :2].cpu() - wanted).abs().max() <= 1e-5
+    assert not found[2].any()
+    means = State.view(memory, layers[0], (40, 33, 5)).means.cpu()
+    assert not means[:40].any()
+    torch.testing.assert_close(means[40:], torch.cat([x.mean(0) for x in xs[1:]]))
 
 
 def test_other_kernels_by_tiles(small_tiles: str) -> None:

@@ -18,6 +18,8 @@ from .. import aot
 # Bytes a thread may keep in memory for want of registers: two dozen addresses. An accumulator of
 # these tiles would be a kilobyte.
 MOST_STACK = 96
+# Default configurations of gram_columns whose calls take gram_plain on 9.0.
+PLAIN = {("tf32", 256), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp16", 256)}
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,8 @@ def test_every_shipped_configuration_is_compiled(compiled: list[Any]) -> None:
     capability = compiled[1]["capability"]
     shipped = shipped_keys(f"cuda:{capability // 10}.{capability % 10}")
     own = [key for key in shipped if key[0] not in MASKED_KERNELS]
+    if capability == 90:
+        own = [key for key in own if key[0] != "gram_columns" or key[1:] not in PLAIN]
     aot.check_that_all_are_compiled(compiled, own)
 
 
@@ -53,6 +57,7 @@ def test_machine_code(variants: list[dict[str, Any]]) -> None:
         "gram_apart",
         "gram_columns",
         "gram_few",
+        "gram_plain",
         "gram_tiles",
         "inner_products",
         "pair_weights",

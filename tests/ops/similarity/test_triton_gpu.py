@@ -141,6 +141,30 @@ def test_offset_of_the_features(n: int, offset: float) -> None:
     assert (sk.cka_matrix(xs) - wanted).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("offset", [0.5, 1.7, 1000])
+@pytest.mark.parametrize("n", [100, 200, 256])
+def test_offset_of_features_on_tensor_cores(n: int, offset: float) -> None:
+    # Below twice the spread they are multiplied as they are, beyond centred first.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            if dtype == torch.bfloat16 and offset == 1000:
+                continue  # its digits hold nothing but the offset
+            xs = [
+                (x / x.std(dim=0) + offset).to(dtype).cuda() for x in oracle.layers(n, (300, 5000))
+            ]
+            found = outcome([*xs, xs[0]], sk.Linear(), "unbiased")
+            doubles = [x.double() for x in (*xs, xs[0])]
+            values, gradients = errors(
+                found, outcome(doubles, sk.Linear(), "unbiased", "reference")
+            )
+            assert values <= TOLERANCE[torch.bfloat16]
+            assert gradients <= 10 * TOLERANCE[torch.bfloat16]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("n", [8, 64, 256, 300])
 def test_the_same_bits_every_time(n: int) -> None:
     for kernel in KERNELS.values():

@@ -39,6 +39,13 @@ def record(capability: int) -> aot.Recorder:
     torch.set_float32_matmul_precision("highest")
     for n in SAMPLES:  # not centred: products of float16 as it is
         calls.gram(torch.empty(n, 512, dtype=torch.float16), *LINEAR[:3], plan.NO_CENTRING, False)
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        calls.gram(torch.empty(2048, 512), *LINEAR[:3], plan.NO_CENTRING, False)  # mirrored
+    torch.set_float32_matmul_precision("highest")
+    large = torch.empty(2048, 512, dtype=torch.bfloat16)
+    calls.gram(large, *LINEAR[:3], plan.NO_CENTRING, False)
+    calls.gram(large, *LINEAR[:3], plan.U_CENTRING, True)
     gradients([torch.empty(300, 512)] * 3)
     recorder.prefixes = ("",)
     xs = [torch.empty(64, 512)] * 3

@@ -128,14 +128,15 @@ def centred(value, i, j, row_i, row_j, total, n, CENTRING: tl.constexpr):
     if CENTRING == NO_CENTRING:
         result = value
     else:
+        # One division for all entries: one of float64 takes as long as twenty multiplications.
         samples = wide(n).to(tl.float64)
         if CENTRING == U_CENTRING:
-            own = samples - 2
-            every = (samples - 1) * (samples - 2)
+            own = 1 / (samples - 2)
+            every = own / (samples - 1)
         else:
-            own = samples
-            every = samples * samples
-        shift = row_i / own + row_j / own - total / every
+            own = 1 / samples
+            every = own * own
+        shift = (row_i + row_j) * own - total * every
         result = value - shift.to(value.dtype)
         if CENTRING == U_CENTRING:
             result = tl.where(i == j, 0, result)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# One launch of fill_table writes so many numbers: a launch has 4 KB of arguments.
-TABLE_PIECE = 64
+# One launch of fill_table writes so many numbers: a launch has 4 KB of arguments. The table of 50
+# layers is one launch then.
+TABLE_PIECE = 256
 
 
 @triton.jit
@@ -103,25 +104,95 @@ def gram_few(
     begin = split * chunk
     end = last_column(begin, chunk, width, ALIGNED)
     rows = tl.arange(0, ROWS)
-    first, second = rows[:, None, None], rows[None, :, None]
+    valid = (rows < n)[:, None]
     products = tl.zeros((ROWS, ROWS, BLOCK_D), ACC)
     energy = tl.zeros((1, 1, BLOCK_D), ACC)
     for at in tl.range(begin, end, BLOCK_D, num_stages=STAGES):
-        columns = (at + tl.arange(0, BLOCK_D))[None, None, :]
-        inside = columns < end
-        a = tl.load(x + first * stride + columns, mask=inside & (first < n), other=0).to(ACC)
-        b = tl.load(x + second * stride + columns, mask=inside & (second < n), other=0).to(ACC)
+        columns = at + tl.arange(0, BLOCK_D)
+        inside = valid & (columns < end)[None, :]
+        sample = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0)
+        a = sample[:, None, :].to(ACC)
+        b = sample[None, :, :].to(ACC)
         if CENTER:
             mean = tl.sum(a, 0, keep_dims=True) / n
             energy += mean * mean
-            a = tl.where(first < n, a - mean, 0)
-            b = tl.where(second < n, b - mean, 0)
+            a = tl.where((rows < n)[:, None, None], a - mean, 0)
+            b = tl.where((rows < n)[None, :, None], b - mean, 0)
         products += a * b
     at = item.to(tl.int64) * ROWS * ROWS
     entries = rows[:, None] * ROWS + rows[None, :]
     tl.store(partials + at + entries, tl.sum(products, 2))
     if CENTER:
         tl.store(squares + item, tl.sum(energy).to(tl.float64))
+
+
+@triton.jit
+def whole_columns(
+    x,
+    stride,
+    means,  # of the first column of the layer
+    n,
+    begin,
+    end,
+    k00,  # the upper left, lower left and lower right tile, so far
+    k10,
+    k11,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CENTER: tl.constexpr,
+    ROWS: tl.constexpr,
+    TWO: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Products of up to ``ROWS`` (or, with ``TWO``, 2 ``ROWS``) samples, their columns held whole.
+
+    Returns:
+        The tiles, and the sum of squared column means.
+    """
+    ACC: tl.constexpr = k00.dtype
+    rows = tl.arange(0, ROWS)
+    upper = x + rows[:, None] * stride
+    lower = x + (rows[:, None] + ROWS) * stride
+    in_upper = (rows < n)[:, None]
+    in_lower = (rows + ROWS < n)[:, None]
+    energy = tl.zeros((BLOCK_D,), ACC)
+    for at in tl.range(begin, end, BLOCK_D, num_stages=STAGES):
+        columns = at + tl.arange(0, BLOCK_D)
+        inside = columns < end
+        a = tl.load(upper + columns[None, :], mask=in_upper & inside[None, :], other=0).to(ACC)
+        if TWO:
+            b = tl.load(lower + columns[None, :], mask=in_lower & inside[None, :], other=0).to(ACC)
+        if CENTER:
+            total = tl.sum(a, 0)
+            if TWO:
+                total += tl.sum(b, 0)
+            mean = total / n
+            energy += mean * mean
+            tl.store(means + columns, mean, mask=inside)
+            a = tl.where(in_upper, a - mean[None, :], 0)
+            if TWO:
+                b = tl.where(in_lower, b - mean[None, :], 0)
+        a = a.to(DOT)
+        a_t = tl.trans(a)
+        k00 = tl.dot(a, a_t, k00, input_precision=PRECISION, out_dtype=ACC)
+        if TWO:
+            b = b.to(DOT)
+            k10 = tl.dot(b, a_t, k10, input_precision=PRECISION, out_dtype=ACC)
+            k11 = tl.dot(b, tl.trans(b), k11, input_precision=PRECISION, out_dtype=ACC)
+    return k00, k10, k11, tl.sum(energy)
+
+
+@triton.jit
+def store_products(out, k00, k10, k11, ROWS: tl.constexpr, TWO: tl.constexpr):
+    """Writes the lower tiles of one partial Gram matrix."""
+    LD: tl.constexpr = 2 * ROWS if TWO else ROWS
+    rows = tl.arange(0, ROWS)
+    out += rows[:, None] * LD + rows[None, :]
+    tl.store(out, k00)
+    if TWO:
+        tl.store(out + ROWS * LD, k10)
+        tl.store(out + ROWS * LD + ROWS, k11)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -142,6 +213,7 @@ def gram_columns(
     ROWS: tl.constexpr,
     TWO: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Partial Gram matrices of up to ``ROWS`` (or, with ``TWO``, 2 ``ROWS``) samples.
 
@@ -153,46 +225,17 @@ def gram_columns(
     x, width, stride = layer_features(table, count, layer, DTYPE, ALIGNED)
     begin = split * chunk
     end = last_column(begin, chunk, width, ALIGNED)
-    rows = tl.arange(0, ROWS)
-    upper = x + rows[:, None] * stride
-    lower = x + (rows[:, None] + ROWS) * stride
-    in_upper = (rows < n)[:, None]
-    in_lower = (rows + ROWS < n)[:, None]
     k00 = tl.zeros((ROWS, ROWS), ACC)
     k10 = tl.zeros((ROWS, ROWS), ACC)
     k11 = tl.zeros((ROWS, ROWS), ACC)
-    energy = tl.zeros((BLOCK_D,), ACC)
-    for at in range(begin, end, BLOCK_D):
-        columns = at + tl.arange(0, BLOCK_D)
-        inside = columns < end
-        a = tl.load(upper + columns[None, :], mask=in_upper & inside[None, :], other=0).to(ACC)
-        if TWO:
-            b = tl.load(lower + columns[None, :], mask=in_lower & inside[None, :], other=0).to(ACC)
-        if CENTER:
-            total = tl.sum(a, 0)
-            if TWO:
-                total += tl.sum(b, 0)
-            mean = total / n
-            energy += mean * mean
-            tl.store(means + before + columns, mean, mask=inside)
-            a = tl.where(in_upper, a - mean[None, :], 0)
-            if TWO:
-                b = tl.where(in_lower, b - mean[None, :], 0)
-        a = a.to(DOT)
-        a_t = tl.trans(a)
-        k00 = tl.dot(a, a_t, k00, input_precision=PRECISION, out_dtype=ACC)
-        if TWO:
-            b = b.to(DOT)
-            k10 = tl.dot(b, a_t, k10, input_precision=PRECISION, out_dtype=ACC)
-            k11 = tl.dot(b, tl.trans(b), k11, input_precision=PRECISION, out_dtype=ACC)
+    k00, k10, k11, energy = whole_columns(
+        x, stride, means + before, n, begin, end, k00, k10, k11, DOT, PRECISION, CENTER, ROWS, TWO,
+        BLOCK_D, STAGES,
+    )  # fmt: skip
     LD: tl.constexpr = 2 * ROWS if TWO else ROWS
-    out = partials + item.to(tl.int64) * LD * LD + rows[:, None] * LD + rows[None, :]
-    tl.store(out, k00)
-    if TWO:
-        tl.store(out + ROWS * LD, k10)
-        tl.store(out + ROWS * LD + ROWS, k11)
+    store_products(partials + item.to(tl.int64) * LD * LD, k00, k10, k11, ROWS, TWO)
     if CENTER:
-        tl.store(squares + item, tl.sum(energy).to(tl.float64))
+        tl.store(squares + item, energy.to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["count"])

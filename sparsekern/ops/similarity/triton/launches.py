@@ -16,7 +16,7 @@ from ...tiled import device
 from ...tiled.configurations import Configuration, configuration
 from ...tiled.grids import cdiv, next_power_of_2
 from ...tiled.launching import OPERANDS, TYPES, launch
-from . import entries, features, gradient, inner, median, plan
+from . import entries, features, gradient, inner, median, plain, plan
 from .state import State
 
 # Kernel code, its two parameters, centring code, whether features are centred first.
@@ -26,7 +26,9 @@ Spec = tuple[int, float, float, int, bool]
 _OPERAND_UNITS = {"tf32": 2.0**-11, "bf16": 2.0**-9, "tf32x3": 2.0**-22}
 _NOT_FOUND = torch.iinfo(torch.int64).max
 _BLOCK_S = 16  # strips, or column pieces, that are added at a time
-_REDUCED = 4096  # numbers that a program of reduce_rows and of the inner products adds at a time
+# Numbers that a program of reduce_rows, and of the inner products, adds at a time.
+_REDUCED = 2048  # by more, Triton 3.6 runs out of registers
+_INNER_REDUCED = 4096
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,13 @@ class Call:
             launch(
                 features.gram_columns, grid, config, table, self.count, target, state.means,
                 squares, self.n, how.chunk, **meta, ROWS=how.rows, TWO=how.two,
+                STAGES=config.stages,
+            )  # fmt: skip
+            return
+        if how.form == plan.PLAIN:
+            launch(
+                plain.gram_plain, grid, config, table, self.count, target, state.means, squares,
+                self.n, how.chunk, **meta, ROWS=how.rows,
             )  # fmt: skip
             return
         if how.form == plan.APART:
@@ -235,7 +244,7 @@ class Call:
             INPUT_UNIT=torch.finfo(self.x.dtype).eps / 2, **self.constants,
             QUANTITY=quantity.code, GROUPS=bool(quantity.groups), MEAN=quantity.mean,
             COUNT=self._layers, LAYERS=layers, ONE_BLOCK=grid[1] == 1,
-            BLOCK_E=config.block, BLOCK_P=max(1, _REDUCED // layers**2), BLOCK_S=_BLOCK_S,
+            BLOCK_E=config.block, BLOCK_P=max(1, _INNER_REDUCED // layers**2), BLOCK_S=_BLOCK_S,
         )  # fmt: skip
 
     def _forward_operands(self) -> str:

@@ -15,7 +15,8 @@ from ...tiled.grids import Launch, cdiv, next_power_of_2
 
 LINEAR, RBF, POLYNOMIAL, COSINE = range(4)
 NO_CENTRING, DOUBLE_CENTRING, U_CENTRING = range(3)
-FEW, COLUMNS, APART, TILES = "gram_few", "gram_columns", "gram_apart", "gram_tiles"
+FEW, COLUMNS, PLAIN = "gram_few", "gram_columns", "gram_plain"
+APART, TILES = "gram_apart", "gram_tiles"
 PRODUCT_FEW, PRODUCT_TILES = "product_few", "product_tiles"
 STATS, VARIANCE = 8, 2  # as in entries.py: numbers per layer, and which of them is RBF's σ²
 TILE_GROUP = 8  # rows of tiles that are walked together
@@ -33,15 +34,21 @@ _COLUMN_ROWS_DEFAULT = 256
 _TOGETHER = {"fp64": 64, "ieee": 128, "tf32x3": 128}
 _TOGETHER_DEFAULT = 256
 _TOGETHER_WIDENED = 128
+# Where tensor cores take both operands from shared memory while the program goes on, features that
+# they take as they are (operands, bytes of an element) need not pass through registers.
+_ASYNCHRONOUS = {"cuda:9.0"}
+_AS_THEY_ARE = {("tf32", 4), ("bf16", 2), ("fp16", 2)}
 _TILE_ROWS = {"fp64": 64}
 _TILE_ROWS_DEFAULT = 128
 _PRODUCT_ROWS = {"fp64": 64, "ieee": 64}
 _PRODUCT_ROWS_DEFAULT = 128
 # Programs to aim at, per multiprocessor: one where each leaves a large partial Gram matrix.
-_PROGRAMS = {FEW: 8, COLUMNS: 4, APART: 4, TILES: 2}
+_PROGRAMS = {COLUMNS: 4, APART: 4, TILES: 2}
+_FEW_PROGRAMS = {8: 4, 16: 8}  # by rows; the registers of four fit at once
 _LARGE_ROWS = 128
+_PLAIN_ROWS = 256  # of gram_plain: two programs of half as many fit beside each other
 _LAYERS_AT_ONCE = 32
-_INNER_PROGRAMS = 64
+_INNER_PROGRAMS = 128
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class GramPlan:
     form: str  # the kernel
     config: Configuration
     rows: int  # of a tile
-    two: bool  # gram_columns and gram_apart: two tiles a side
+    two: bool  # forms of whole columns: two tiles a side
     chunk: int  # columns of a layer that one program takes
     splits: tuple[int, ...]  # programs per layer (and per tile)
     mirror: bool  # whole matrices are written at once, with nothing to add up
@@ -137,10 +144,16 @@ def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPl
     if n <= (_FEW_ROWS_EXACT if exact else _FEW_ROWS):
         rows = max(8, next_power_of_2(n))
         config = configuration(device, FEW, operands, rows)
-        chunk, splits = split_columns(sizes.dims, config.block, _PROGRAMS[FEW] * processors)
+        chunk, splits = split_columns(sizes.dims, config.block, _FEW_PROGRAMS[rows] * processors)
         return GramPlan(FEW, config, rows, False, chunk, splits, False, 1)
     if n <= _COLUMN_ROWS.get(operands, _COLUMN_ROWS_DEFAULT):
         side = max(16, next_power_of_2(n))
+        as_they_are = device in _ASYNCHRONOUS and (operands, sizes.element) in _AS_THEY_ARE
+        if as_they_are and side >= _LARGE_ROWS:
+            config = configuration(device, PLAIN, operands, side)
+            each = max(1, _PLAIN_ROWS // side)
+            chunk, splits = split_columns(sizes.dims, config.block, each * processors)
+            return GramPlan(PLAIN, config, side // 2, True, chunk, splits, False, 1)
         if n > _rows_together(sizes):
             config = configuration(device, APART, operands, side)
             target = _PROGRAMS[APART] * processors // 3
