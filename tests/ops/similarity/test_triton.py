@@ -140,6 +140,25 @@ def test_several_tiles(small_tiles: str, processors: int, monkeypatch: pytest.Mo
     check(xs, sk.Linear(), "unbiased", 2e-6, matrix_only=True)
 
 
+@pytest.mark.parametrize("n", [33, 150, 270])
+def test_wide_tiles_make_every_entry_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsekern.ops.similarity.triton import calls, launches
+
+    monkeypatch.setattr(plan, "_ASYNCHRONOUS", {device.device_class(torch.device(DEVICE))})
+    monkeypatch.setattr(plan, "_AS_THEY_ARE", {("ieee", 4)})
+    monkeypatch.setattr(plan, "_COLUMN_ROWS_DEFAULT", 32)
+    monkeypatch.setattr(plan, "_TILE_ROWS_DEFAULT", 16)
+    monkeypatch.setattr(device, "processors", lambda _: 1)
+    x = oracle.layers(n, (21,))[0].to(DEVICE)
+    spec = (plan.LINEAR, 0.0, 0.0, plan.NO_CENTRING, False)
+    keys = (("gram_mirrored", "ieee", 16), ("gram_tiles", "ieee", 16))
+    with overriding(dict.fromkeys(keys, Configuration(16, 4, 2))):
+        assert launches.Call([x], spec).plan.form == plan.MIRRORED
+        k = calls.gram(x, *spec)[0]
+    assert torch.equal(k, k.T)
+    assert oracle.relative_norm([k], [x.double() @ x.double().T]) <= 1e-6
+
+
 @pytest.mark.parametrize("small_tiles", ["gram_plain"], indirect=True)
 def test_features_are_centred_where_they_stand_far_from_zero(small_tiles: str) -> None:
     from sparsekern.ops.similarity.triton import calls

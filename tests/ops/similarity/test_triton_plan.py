@@ -122,6 +122,21 @@ def test_large_gram_matrices_make_each_product_once() -> None:
     assert launches[0].grid == (64 * 65 // 2,)
 
 
+@pytest.mark.parametrize("n", [4096, 8192, 16384])
+def test_wide_tiles_leave_no_program_idle(n: int) -> None:
+    call = sizes(n, (4096,), 2, "bf16")
+    how = plan.gram_plan(call, H200, SM, plan.LINEAR, center=False)
+    assert how.form == plan.MIRRORED
+    launches = plan.gram_launches(call, how, plan.LINEAR, plan.NO_CENTRING, False, False)
+    assert names(launches) == ["gram_mirrored"]
+    halves = how.programs - how.wide
+    assert launches[0].grid == (how.wide + halves,)
+    products = (how.wide + halves / 2) * 128 * 256  # of samples: more than half of n²
+    assert products <= (0.52 if n == 4096 else 0.51) * n * n
+    rounds = (how.wide + halves / 2) / SM
+    assert -(-rounds // 1) <= 1.03 * rounds
+
+
 def test_few_tiles_are_split_along_the_features() -> None:
     call = sizes(300, (1_000_000,))
     how = plan.gram_plan(call, H200, SM, plan.LINEAR)

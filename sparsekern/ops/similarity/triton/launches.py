@@ -67,7 +67,9 @@ class Call:
         dims = tuple(int(layer.shape[1]) for layer in self.xs)
         self.sizes = plan.Sizes(self.n, dims, x.element_size(), operands)
         self.processors = device.processors(x.device)
-        self.plan = plan.gram_plan(self.sizes, self.device_class, self.processors, self.kernel)
+        self.plan = plan.gram_plan(
+            self.sizes, self.device_class, self.processors, self.kernel, self.center
+        )
         self.has_median = self.kernel == plan.RBF and self.parameter1 == 0
         self.constants = _constants(*spec[:4])
         self.small = configuration(self.device_class, "entries", "any", 0)
@@ -143,7 +145,7 @@ class Call:
     ) -> None:
         how, config = self.plan, self.plan.config
         meta = self._features()
-        grid = (how.pieces,)
+        grid = (how.programs,)
         if how.form == plan.FEW:
             launch(
                 features.gram_few, grid, config, table, self.count, target, squares, self.n,
@@ -167,8 +169,15 @@ class Call:
             return
         if how.form == plan.APART:
             launch(
-                features.gram_apart, (3 * how.pieces,), config, table, self.count, target,
+                features.gram_apart, grid, config, table, self.count, target,
                 state.means, squares, self.n, how.chunk, **meta, ROWS=how.rows,
+            )  # fmt: skip
+            return
+        if how.form == plan.MIRRORED:
+            launch(
+                plain.gram_mirrored, grid, config, table, self.count, target, self.n,
+                how.tiles, how.wide, DTYPE=meta["DTYPE"], DOT=dot, PRECISION=precision,
+                ALIGNED=meta["ALIGNED"], BLOCK_N=how.rows, BLOCK_D=config.block,
             )  # fmt: skip
             return
         if self.center:
@@ -179,7 +188,7 @@ class Call:
                 COUNT=meta["COUNT"], BLOCK_N=16, BLOCK_D=means.block, STAGES=means.stages,
             )  # fmt: skip
         launch(
-            features.gram_tiles, (how.pieces * how.triangle,), config, table, self.count, target,
+            features.gram_tiles, grid, config, table, self.count, target,
             state.means, self.n, how.tiles, how.chunk, **meta, MIRROR=how.mirror,
             BLOCK_N=how.rows, GROUP=plan.TILE_GROUP,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from ...tiled.grids import Launch, cdiv, next_power_of_2
 LINEAR, RBF, POLYNOMIAL, COSINE = range(4)
 NO_CENTRING, DOUBLE_CENTRING, U_CENTRING = range(3)
 FEW, COLUMNS, PLAIN = "gram_few", "gram_columns", "gram_plain"
-APART, TILES = "gram_apart", "gram_tiles"
+APART, TILES, MIRRORED = "gram_apart", "gram_tiles", "gram_mirrored"
 PRODUCT_FEW, PRODUCT_TILES = "product_few", "product_tiles"
 STATS, VARIANCE = 8, 2  # as in entries.py: numbers per layer, and which of them is RBF's σ²
 TILE_GROUP = 8  # rows of tiles that are walked together
@@ -87,7 +87,7 @@ class GramPlan:
     chunk: int  # columns of a layer that one program takes
     splits: tuple[int, ...]  # programs per layer (and per tile)
     mirror: bool  # whole matrices are written at once, with nothing to add up
-    tiles: int  # gram_tiles: tiles a side
+    tiles: int  # gram_tiles and gram_mirrored: tiles a side
 
     @property
     def pieces(self) -> int:
@@ -98,6 +98,20 @@ class GramPlan:
     def triangle(self) -> int:
         """Lower tiles of gram_tiles."""
         return self.tiles * (self.tiles + 1) // 2
+
+    @property
+    def wide(self) -> int:
+        """Tiles of gram_mirrored that are not halves; of these there is one for each column."""
+        return (self.tiles * self.tiles) // 4
+
+    @property
+    def programs(self) -> int:
+        """Programs of the kernel."""
+        if self.form == TILES:
+            return self.pieces * self.triangle
+        if self.form == MIRRORED:
+            return self.pieces * (self.wide + (self.tiles + 1) // 2)
+        return self.pieces * (3 if self.form == APART else 1)
 
     @property
     def side(self) -> int:
@@ -130,7 +144,9 @@ def _rows_together(sizes: Sizes) -> int:
     return _TOGETHER.get(sizes.operands, _TOGETHER_DEFAULT)
 
 
-def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPlan:
+def gram_plan(
+    sizes: Sizes, device: str, processors: int, kernel: int, center: bool = True
+) -> GramPlan:
     """Chooses the form, the tiles and the split along the features.
 
     Args:
@@ -138,9 +154,11 @@ def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPl
         device: class of the device, for its launch configurations.
         processors: multiprocessors of the device.
         kernel: code of the kernel function.
+        center: whether the features' means are taken off.
     """
     n, operands = sizes.n, sizes.operands
     exact = operands in ("ieee", "fp64")
+    as_they_are = device in _ASYNCHRONOUS and (operands, sizes.element) in _AS_THEY_ARE
     if n <= (_FEW_ROWS_EXACT if exact else _FEW_ROWS):
         rows = max(8, next_power_of_2(n))
         config = configuration(device, FEW, operands, rows)
@@ -148,7 +166,6 @@ def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPl
         return GramPlan(FEW, config, rows, False, chunk, splits, False, 1)
     if n <= _COLUMN_ROWS.get(operands, _COLUMN_ROWS_DEFAULT):
         side = max(16, next_power_of_2(n))
-        as_they_are = device in _ASYNCHRONOUS and (operands, sizes.element) in _AS_THEY_ARE
         if as_they_are and side >= _LARGE_ROWS:
             config = configuration(device, PLAIN, operands, side)
             each = max(1, _PLAIN_ROWS // side)
@@ -173,6 +190,9 @@ def gram_plan(sizes: Sizes, device: str, processors: int, kernel: int) -> GramPl
     )
     # A layer without features has no program to write its zeros.
     mirror = kernel != RBF and all(split == 1 for split in splits)
+    if mirror and as_they_are and not center:
+        config = configuration(device, MIRRORED, operands, rows)
+        return GramPlan(MIRRORED, config, rows, False, max(sizes.dims), splits, True, tiles)
     return GramPlan(TILES, config, rows, False, chunk, splits, mirror, tiles)
 
 
@@ -274,22 +294,20 @@ def gram_launches(
         blocks = mean_blocks(sizes, means_configuration(sizes).block)
         if blocks:
             launches.append(Launch("column_means", (blocks,), sizes.bytes_of_features, means))
-    if plan.form == TILES:
+    if plan.form in (TILES, MIRRORED):
         lower = n * (n + 1) // 2 * sizes.accumulated
         written = entries if plan.mirror else plan.pieces * lower
-        grid = (plan.pieces * plan.triangle,)
         again = plan.tiles  # a tile reads two blocks of samples, and one on the diagonal one twice
     else:
         written = plan.pieces * plan.side**2 * sizes.accumulated
         if plan.form != FEW and center_features:
             written += means
         apart = plan.form == APART
-        grid = (plan.pieces * (3 if apart else 1),)
         # A program reads both halves of the samples for their means; else what it multiplies.
         again = (2 if center_features else 1) if apart else 0
     if plan.pieces:
         features = sizes.bytes_of_features
-        launches.append(Launch(plan.form, grid, features, written, again * features))
+        launches.append(Launch(plan.form, (plan.programs,), features, written, again * features))
     rows = (strips(n), count)
     if not plan.mirror:
         launches.append(
