@@ -29,8 +29,10 @@ def compile_masked_meanwhile(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(params=["sparse", "dense"])
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once per algorithm of the compiled core, whatever would be chosen."""
+    sparse = request.param == "sparse"
     for function in ("here", "convolves_sparsely"):
-        monkeypatch.setattr(choice, function, lambda *_: request.param == "sparse")
+        monkeypatch.setattr(choice, function, lambda *_: sparse)
+    monkeypatch.setattr(choice, "all_here", lambda *_: (sparse,) * 3)
     return str(request.param)
 
 
