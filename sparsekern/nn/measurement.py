@@ -128,8 +128,7 @@ def kernels(layer: MaskedLayer, x: Tensor) -> tuple[str, str, str]:
         if implementation is cuda and not isinstance(layer, PackedLinear):
             rows = x.reshape(-1, pattern.columns)
             return cuda_choice.here(part, rows, layer.weight, pattern.expected_nnz)
-        structure = pattern.structure
-        in_blocks = structure.columns if part == "input" else structure.rows
+        in_blocks = choice.in_blocks(part, pattern.nnz, pattern.structure)
         sizes = (batch, pattern.rows, pattern.columns, pattern.nnz)
         sparse = choice.here(part, *sizes, x.dtype, in_blocks)
         return "sparse" if sparse else "dense"

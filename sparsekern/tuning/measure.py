@@ -1,7 +1,7 @@
 """Measures the rates that :mod:`sparsekern.ops.masked.choice` models times with.
 
 Each is found by timing one call whose time it decides, and taking off what the model counts
-beside it.
+beside it. Where the model is wrong is found by timing both algorithms on a layer of each kind.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from .. import native
+from ..bench.runner import settle_allocator
 from ..ops.masked import calls, choice, conv_calls
+from ..ops.masked.corrections import Corrections
 from ..ops.masked.pattern import SparsityPattern
 from ..ops.masked.rates import DtypeRates, Rates
+from . import corrections, grid
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Those that networks are trained in; a layer of each kind takes ten seconds, and a minute in
+# float16, whose convolutions torch does one number at a time.
+_CORRECTED_DTYPES = (torch.float32, torch.bfloat16)
+_CORRECTED_SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9)  # between which one algorithm takes over
+_CORRECTED_SECONDS = 0.05  # for each part at each of them
 _SECONDS = 0.7  # for each of the 6 calls of a dtype
 _LEAST, _MOST = 3, 60  # times that a call is made
 _BATCH, _ROWS, _NEAR, _FAR = 256, 512, 256, 2048  # of the products: columns within a cache, beyond
@@ -25,20 +34,37 @@ _IMAGES, _CHANNELS, _SIZE = 64, 64, 8  # of the convolutions, 3 x 3
 
 
 def measure(say: Callable[[str], None], seconds: float = _SECONDS) -> Rates:
-    """The rates of the instruction set in use with torch's threads, in less than a minute.
+    """The rates of the instruction set in use with torch's threads, in about a minute.
 
     Args:
         say: told what is going on.
         seconds: for each call, beyond its least repetitions.
     """
+    settle_allocator()
     found = {}
     for dtype in _DTYPES:
         name = str(dtype).removeprefix("torch.")
         own = _of_dtype(dtype, seconds)
-        numbers = zip(DtypeRates._fields, own, strict=True)
+        numbers = zip(DtypeRates._fields, own[:-1], strict=False)  # all but the corrections
         say(f"{name}: " + ", ".join(f"{field} {number:.3g}" for field, number in numbers))
+        if dtype in _CORRECTED_DTYPES:
+            own = own._replace(corrections=_corrections(dtype, own))
+            say(f"{name}: corrections " + ", ".join(f"{number:g}" for number in own.corrections))
         found[name] = own
     return Rates(**found)
+
+
+def _corrections(dtype: torch.dtype, rates: DtypeRates) -> Corrections:
+    measured = grid.measure(
+        str(native.cpu().isa()),
+        torch.get_num_threads(),
+        dtype,
+        lambda _: None,
+        _CORRECTED_SECONDS,
+        grid.one_of_each_kind(dtype),
+        _CORRECTED_SPARSITIES,
+    )
+    return corrections.fit([measured], rates)
 
 
 @torch.no_grad()

@@ -68,19 +68,20 @@ inline void product_strip(const int32_t* const* index, const T* const* values, i
 }
 
 // Strips of columns one after the other, whose part of the panel stays in the first cache, for so
-// few rows that their indices and values come from memory in their order. Taken with AVX-512 only:
-// two rows' sums at a time leave half of its registers.
+// few rows that their indices and values come from memory in their order. As many rows at a time as
+// have sums in half of the registers.
 template <class T, int VECTORS>
 void product_strips(const RowEntries& entries, const T* values, const T* panel, int64_t ld, T* out,
                     int64_t out_ld) {
   constexpr int64_t kStripRows = 32;
+  constexpr int kRows = VECTORS > SK_VECTOR_BYTES / 8 ? 1 : 2;
   const int64_t count = entries.pointer[1] - entries.pointer[0];
   for (int64_t row = 0; row < entries.rows; row += kStripRows) {
     const int64_t last = row + kStripRows < entries.rows ? row + kStripRows : entries.rows;
     for (int64_t start = 0; start < count; start += entries.strip) {
       const int64_t part = count - start < entries.strip ? count - start : entries.strip;
       int64_t r = row;
-      for (; r + 2 <= last; r += 2) {
+      for (; kRows == 2 && r + 2 <= last; r += 2) {
         const int64_t j = entries.pointer[r] + start;
         const int32_t* index[2] = {entries.index + j, entries.index + j + count};
         const T* weights[2] = {values + j, values + j + count};
@@ -102,7 +103,7 @@ template <class T, int VECTORS>
 void product_wide(const RowEntries& entries, const T* values, const T* panel, int64_t ld, T* out,
                   int64_t out_ld) {
   using V = typename Vector<T>::type;
-  if constexpr (SK_VECTOR_BYTES == 64)
+  if constexpr (SK_VECTOR_BYTES >= 32)
     if (entries.strip) return product_strips<T, VECTORS>(entries, values, panel, ld, out, out_ld);
   for (int64_t r = 0; r < entries.rows;) {
     if (entries.shared && r % kSharingRows == 0 && entries.shared[r / kSharingRows]) {

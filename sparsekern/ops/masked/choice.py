@@ -6,7 +6,8 @@ entries at a time. Times are modelled as a sum of parts, each a count over a
 rate. Those that differ most between machines are in a table (:mod:`.rates`), which ``sparsekern
 tune`` measures; the others were measured on one machine (Zen 4, 2 threads, shapes from 512 x 512
 to 4096 x 4096, batches from 1 to 512). Since both algorithms share the machine, it is their ratio
-that decides.
+that decides; what the model gets wrong about it is measured too, by part and by kind of layer, and
+multiplies it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -22,9 +24,34 @@ from . import rates as rates_of
 from .rates import DtypeRates
 
 PARTS = ("forward", "input", "weight")
+PACKED = "packed"  # the product of a weight stored by its kept entries
+
+# Kinds of layers that the model is corrected for, each by itself. Of linear ones by the rows of the
+# batch, and by whether the weight stays in the last-level cache.
+LINEAR_KINDS = ("1", "to 8", "to 48", "to 96", "more", "1, far", "far")
+CONVOLUTION_KINDS = (
+    "few channels",
+    "few pixels",
+    "1 x 1",
+    "1 x 1, stride",
+    "stride",
+    "narrow",
+    "wide",
+)
+# The places of a table of corrections.
+CORRECTED = tuple(
+    (part, kind)
+    for kinds, parts in ((LINEAR_KINDS, (*PARTS, PACKED)), (CONVOLUTION_KINDS, PARTS))
+    for part in parts
+    for kind in kinds
+)
+_BATCHES = (1, 8, 48, 96)
+_FEW_CHANNELS, _FEW_PIXELS = 4, 512
 
 # The time of a product of blocks over that of as many single entries.
 _BLOCKS = {"forward": 0.6, "input": 0.6, "weight": 0.9}
+# The same for N:M groups, by how many entries each strip of columns keeps at least: 2:4 and 1:4.
+_STRIPS = ((32, 0.7), (0, 0.88))
 _PANEL_BYTES = 1 << 17  # of a tile that stay in the second-level cache
 _CALL = 30000.0  # nanoseconds that torch's operators and their parallel regions add
 
@@ -85,7 +112,39 @@ def algorithm(
     """
     sparse = sparse_nanoseconds(part, batch, rows, columns, nnz, dtype, threads, rates, in_blocks)
     dense = dense_nanoseconds(batch, rows, columns, dtype, threads, rates)
+    dense *= _correction(part, linear_kind(batch, rows, columns, dtype), rates)
     return "dense" if dense < sparse else "block" if in_blocks > nnz // 2 else "sparse"
+
+
+def linear_kind(batch: int, rows: int, columns: int, dtype: torch.dtype) -> str:
+    """Which of :data:`LINEAR_KINDS` a linear layer is."""
+    if rows * columns * dtype.itemsize > _CACHED_BYTES:
+        return LINEAR_KINDS[-2] if batch <= 1 else LINEAR_KINDS[-1]
+    return LINEAR_KINDS[sum(batch > most for most in _BATCHES)]
+
+
+def convolution_kind(x: Sequence[int], weight: Sequence[int], out: Sequence[int]) -> str | None:
+    """Which of :data:`CONVOLUTION_KINDS` a convolution is, None if depthwise: that is as modelled.
+
+    See :func:`convolution_algorithm`.
+    """
+    few, small, single, single_stride, stride, narrow, wide = CONVOLUTION_KINDS
+    strided = 2 * out[0] * out[1] <= x[2] * x[3]
+    if x[1] > 1 and weight[1] == 1:
+        return None
+    if weight[1] <= _FEW_CHANNELS:
+        return few
+    if x[0] * out[0] * out[1] <= _FEW_PIXELS:
+        return small
+    if weight[2] * weight[3] == 1:
+        return single_stride if strided else single
+    return stride if strided else narrow if weight[1] <= _NARROW else wide
+
+
+def _correction(part: str, kind: str | None, rates: DtypeRates) -> float:
+    if kind is None or not rates.corrections:
+        return 1.0
+    return rates.corrections[CORRECTED.index((part, kind))]
 
 
 def dense_nanoseconds(
@@ -159,6 +218,25 @@ def packed_algorithm(
     Returns:
         ``"dense"`` or ``"unstructured"``.
     """
+    dense, sparse = packed_nanoseconds(
+        batch, rows, columns, nnz, dtype, threads, rates, in_blocks, has_dense
+    )
+    dense *= _correction(PACKED, linear_kind(batch, rows, columns, dtype), rates)
+    return "dense" if dense < sparse else "unstructured"
+
+
+def packed_nanoseconds(
+    batch: int,
+    rows: int,
+    columns: int,
+    nnz: int,
+    dtype: torch.dtype,
+    threads: int,
+    rates: DtypeRates,
+    in_blocks: int = 0,
+    has_dense: bool = True,
+) -> tuple[float, float]:
+    """The modelled times of the dense and of the packed weight; see :func:`packed_algorithm`."""
     weights = rows * columns
     dense = 2 * batch * weights / rates.dense
     if weights * dtype.itemsize > _CACHED_BYTES:
@@ -167,12 +245,11 @@ def packed_algorithm(
     if not has_dense:
         dense += (nnz * _ENTRY + weights / _MASKED_RATES[0]) / threads
     if batch == 1:
-        return "dense" if dense < nnz * _STORED / threads else "unstructured"
+        return dense, nnz * _STORED / threads
     rate = rates.sparse if columns * min(batch, 64) * 4 <= _PANEL_BYTES else rates.sparse_far
     operations = 2 * max(batch, _LEAST_LANES) * (nnz - (1 - _BLOCKS["forward"]) * in_blocks)
     moved = batch * (rows + columns) / _PACKED
-    sparse = (operations / rate + nnz * _STORED_MORE + moved) / threads
-    return "dense" if dense < sparse else "unstructured"
+    return dense, (operations / rate + nnz * _STORED_MORE + moved) / threads
 
 
 def convolution_algorithm(
@@ -199,6 +276,7 @@ def convolution_algorithm(
         ``"dense"`` or ``"sparse"``.
     """
     dense, sparse = convolution_nanoseconds(part, x, weight, out, nnz, threads, rates)
+    dense *= _correction(part, convolution_kind(x, weight, out), rates)
     return "dense" if dense < sparse else "sparse"
 
 
@@ -237,6 +315,24 @@ def convolution_nanoseconds(
     return dense, sparse
 
 
+def in_blocks(part: str, nnz: int, structure: Sequence[int]) -> int:
+    """Kept weights in blocks, or as many as would save the time that N:M groups do.
+
+    Args:
+        part: as in :func:`algorithm`.
+        nnz: kept weights.
+        structure: the pattern's: what each strip of columns keeps, what is in blocks of rows, and
+            in blocks of columns.
+    """
+    strip, by_rows, by_columns = structure
+    if part == "input":
+        return by_columns
+    if part == "forward" and strip:
+        time = next(time for least, time in _STRIPS if strip >= least)
+        return max(by_rows, round(nnz * (1 - time) / (1 - _BLOCKS[part])))
+    return by_rows
+
+
 def here(
     part: str, batch: int, rows: int, columns: int, nnz: int, dtype: torch.dtype, in_blocks: int = 0
 ) -> bool:
@@ -247,7 +343,7 @@ def here(
 
 
 def all_here(
-    batch: int, rows: int, columns: int, kept: tuple[int, int, int], dtype: torch.dtype
+    batch: int, rows: int, columns: int, kept: tuple[int, int, int, int], dtype: torch.dtype
 ) -> tuple[bool, bool, bool]:
     """:func:`here` for the forward pass, the gradient of x and the weight's, in one look-up.
 
@@ -255,7 +351,7 @@ def all_here(
         batch: rows of x.
         rows: output features.
         columns: input features.
-        kept: weights; those among them in blocks of rows, and of columns.
+        kept: weights, and the pattern's structure.
         dtype: of x.
     """
     threads, rates = _here(dtype)
@@ -267,18 +363,17 @@ def _all(
     batch: int,
     rows: int,
     columns: int,
-    kept: tuple[int, int, int],
+    kept: tuple[int, int, int, int],
     dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
 ) -> tuple[bool, bool, bool]:
-    nnz, by_rows, by_columns = kept
+    nnz, *structure = kept
     layer = (batch, rows, columns, nnz, dtype, threads, rates)
-    return (
-        algorithm("forward", *layer, by_rows) != "dense",
-        algorithm("input", *layer, by_columns) != "dense",
-        algorithm("weight", *layer, by_rows) != "dense",
+    forward, of_input, of_weight = (
+        algorithm(part, *layer, in_blocks(part, nnz, structure)) != "dense" for part in PARTS
     )
+    return forward, of_input, of_weight
 
 
 def packed_here(
@@ -323,9 +418,10 @@ def _here(dtype: torch.dtype) -> tuple[int, DtypeRates]:
     return threads, DtypeRates(*numbers)
 
 
-def _machine(dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
+def _machine(dtype: torch.dtype) -> tuple[int, tuple[Any, ...]]:
     threads = torch.get_num_threads()
-    return threads, tuple(rates_of.rates(str(native.cpu().isa()), threads).of(dtype))
+    found = rates_of.rates(str(native.cpu().isa()), threads).of(dtype)
+    return threads, (*found[:-1], tuple(found.corrections))
 
 
 # What torch.compiler.assume_constant_result does, without importing torch._dynamo: tracing takes

@@ -65,7 +65,7 @@ class CompressedWeight:
         if dispatch.select(weight.device) == "cpu":
             pattern = _as_pattern(mask)
             self._by_rows = packed.pack(weight, pattern)
-            self._in_blocks = pattern.structure.rows
+            self._in_blocks = choice.in_blocks("forward", pattern.nnz, pattern.structure)
             self._forms = frozenset(("unstructured",))
             self._shape = torch.Size((rows, columns))
             self._nnz, self._block_side = pattern.nnz, 0

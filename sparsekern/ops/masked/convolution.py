@@ -196,8 +196,7 @@ def _is_product(x: Tensor, weight: Tensor, geometry: cpu.Geometry) -> bool:
 
 def _is_sparse_product(x: Tensor, pattern: SparsityPattern, part: str = "forward") -> bool:
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    structure = pattern.structure
-    in_blocks = structure.columns if part == "input" else structure.rows
+    in_blocks = choice.in_blocks(part, pattern.nnz, pattern.structure)
     sizes = (pixels, pattern.rows, pattern.columns, pattern.nnz)
     return choice.here(part, *sizes, x.dtype, in_blocks)
 

@@ -17,8 +17,8 @@ from .pattern import Prepared, SparsityPattern
 _FAMILY = "masked"
 # Stride, padding, dilation (of rows and columns), groups.
 Geometry: TypeAlias = tuple[list[int], list[int], list[int], int]
-# Kept weights; those among them in blocks of rows, and of columns (Structure).
-Kept: TypeAlias = tuple[int, int, int]
+# Kept weights, and what Structure has: a tuple that autograd takes as it is.
+Kept: TypeAlias = tuple[int, int, int, int]
 
 
 def masked_linear(
@@ -107,7 +107,7 @@ def sddmm(a: Tensor, b: Tensor, pattern: SparsityPattern, *, family: str = _FAMI
 
 
 def _kept(pattern: SparsityPattern) -> Kept:
-    return pattern.nnz, pattern.structure.rows, pattern.structure.columns
+    return pattern.nnz, *pattern.structure
 
 
 def _by_entries(x: Tensor, rows: int, kept: Kept) -> tuple[bool, bool, bool]:

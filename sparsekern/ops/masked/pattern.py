@@ -41,12 +41,12 @@ class Prepared(NamedTuple):
     Attributes:
         tensors: :attr:`SparsityPattern.tensors`.
         core: the same as the compiled core is told of them.
-        kept: entries; those among them in blocks of rows, and of columns (:class:`Structure`).
+        kept: entries, and what :class:`Structure` has.
     """
 
     tensors: list[Tensor]
     core: CoreTuple
-    kept: tuple[int, int, int]
+    kept: tuple[int, int, int, int]
 
 
 class SparsityPattern:
@@ -436,7 +436,7 @@ class SparsityPattern:
         core.find_structure(core_pattern(self._tensors), structure.data_ptr(), threads)
         self._tensors.append(structure)
         self._structure = Structure(*structure[:3].tolist())
-        kept = (nnz, self._structure.rows, self._structure.columns)
+        kept = (nnz, *self._structure)
         self._prepared = Prepared(self._tensors, core_pattern(self._tensors), kept)
 
     def _buffer(self, slot: int, size: int) -> Tensor:

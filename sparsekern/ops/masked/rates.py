@@ -21,7 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from . import corrections
+from .corrections import Corrections
+
 VARIABLE = "SPARSEKERN_TUNING"
+CORRECTIONS = 49  # as many as choice.CORRECTED has places
 _FORMAT = 1  # of the file; others are not read
 _Table = TypeVar("_Table")
 
@@ -38,6 +42,8 @@ class DtypeRates(NamedTuple):
         dense_pixel: nanoseconds of one thread for each pixel of both tensors of a convolution, the
             operations not counted: torch's.
         sparse_pixel: the sparse one's, to bring pixels into panels and out of them.
+        corrections: of the ratio of the dense time to the sparse one, by part and kind of layer in
+            the order of :data:`.choice.CORRECTED`; nothing where there are none.
     """
 
     dense: float
@@ -47,6 +53,7 @@ class DtypeRates(NamedTuple):
     sparse_convolution: float
     dense_pixel: float
     sparse_pixel: float
+    corrections: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,20 +82,20 @@ _NAMES = {
 # Measured by `sparsekern tune` with SPARSEKERN_ISA for each, on an AMD EPYC of family 25 (Zen 4)
 # with 2 threads. The dense rates are torch's, which takes AVX512-BF16 there whatever ours is.
 _AVX512_BF16 = Rates(
-    float32=DtypeRates(85, 63, 53, 136, 69, 0.5, 0.7),
+    float32=DtypeRates(85, 63, 53, 136, 69, 0.5, 0.7, corrections.AVX512_FLOAT32),
     float64=DtypeRates(50, 22, 20, 24, 34, 0.5, 0.76),
-    bfloat16=DtypeRates(216, 57, 51, 273, 69, 0.5, 0.73),
+    bfloat16=DtypeRates(216, 57, 51, 273, 69, 0.5, 0.73, corrections.AVX512_BFLOAT16),
     float16=DtypeRates(22, 52, 48, 3.4, 69, 0.5, 0.86),
 )
 DEFAULTS = {
     "portable": Rates(
-        float32=DtypeRates(85, 23, 21, 136, 28, 0.5, 1.0),
+        float32=DtypeRates(85, 23, 21, 136, 28, 0.5, 1.0, corrections.PORTABLE_FLOAT32),
         float64=DtypeRates(50, 11, 10, 24, 13.5, 0.5, 1.8),
         bfloat16=DtypeRates(216, 23, 22, 273, 28, 0.5, 1.5),
         float16=DtypeRates(22, 18, 18, 3.4, 27, 0.5, 2.4),
     ),
     "avx2": Rates(
-        float32=DtypeRates(85, 52, 48, 136, 51, 0.5, 0.6),
+        float32=DtypeRates(85, 52, 48, 136, 51, 0.5, 0.6, corrections.AVX2_FLOAT32),
         float64=DtypeRates(50, 20, 19, 24, 26, 0.5, 0.93),
         bfloat16=DtypeRates(216, 51, 46, 273, 52, 0.5, 0.8),
         float16=DtypeRates(22, 43, 42, 3.4, 51, 0.5, 1.06),
@@ -225,8 +232,15 @@ def processor() -> str:
 def _from_json(entry: dict[str, Any]) -> Rates:
     found = {}
     for field in fields(Rates):
-        own = DtypeRates(**entry[field.name])
-        if not all(isinstance(number, (int, float)) and number > 0 for number in own):
+        numbers = dict(entry[field.name])
+        found_corrections = Corrections(numbers.pop("corrections", ()))
+        own = DtypeRates(**numbers, corrections=found_corrections)
+        every = (*own[:-1], *found_corrections)
+        if not all(isinstance(number, (int, float)) and number > 0 for number in every):
             raise ValueError(f"the rates of {field.name} must be numbers above 0, got {own}")
+        if found_corrections and len(found_corrections) != CORRECTIONS:
+            raise ValueError(
+                f"there must be {CORRECTIONS} corrections, got {len(found_corrections)}"
+            )
         found[field.name] = own
     return Rates(**found)

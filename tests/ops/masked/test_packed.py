@@ -186,7 +186,7 @@ def test_compiled_as_one_graph() -> None:
 @pytest.mark.parametrize(
     ("batch", "sparsity", "expected"),
     [
-        (1, 0.1, "dense"),
+        (1, 0.1, "unstructured"),
         (1, 0.5, "unstructured"),
         (1, 0.98, "unstructured"),
         (64, 0.9, "unstructured"),
@@ -203,6 +203,6 @@ def test_choice(batch: int, sparsity: float, expected: str) -> None:
 
 def test_making_the_dense_weight_counts() -> None:
     own = rates.DEFAULTS["avx512"].float32
-    sizes = (256, 1024, 1024, 700_000, torch.float32, 2, own, 0)
+    sizes = (256, 1024, 1024, 620_000, torch.float32, 2, own, 0)
     assert choice.packed_algorithm(*sizes, True) == "dense"
     assert choice.packed_algorithm(*sizes, False) == "unstructured"
