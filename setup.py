@@ -409,6 +409,7 @@ EXTENSIONS = ([] if CPU == "0" else [core]) + ([] if CUDA == "0" else [kernels])
 
 ParallelCompile("SPARSEKERN_BUILD_JOBS").install()
 setup(
+    license="Apache-2.0",
     ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPackage, "build_ext": BuildCore},
 )
