@@ -109,10 +109,26 @@ DEFAULTS = {
 }
 
 
+# One thread shares nothing with a second: where memory decides, other algorithms are the faster.
+_ONE_THREAD = {
+    isa: replace(
+        DEFAULTS[isa],
+        float32=DEFAULTS[isa].float32._replace(corrections=corrections.AVX512_FLOAT32_ONE_THREAD),
+    )
+    for isa in ("avx512", "avx512_bf16", "amx")
+}
+
+
+def shipped(isa: str, threads: int) -> Rates:
+    """The shipped rates of an instruction set and a number of threads."""
+    known = _ONE_THREAD if threads == 1 else {}
+    return known.get(isa) or DEFAULTS.get(isa, _AVX512_BF16)
+
+
 @functools.cache
 def rates(isa: str, threads: int) -> Rates:
     """The rates to choose by: tuned ones where there are any, else the shipped ones."""
-    return tuned(isa, threads) or DEFAULTS.get(isa, _AVX512_BF16)
+    return tuned(isa, threads) or shipped(isa, threads)
 
 
 def tuned(isa: str, threads: int) -> Rates | None:
