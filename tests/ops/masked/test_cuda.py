@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern.ops.masked import cuda_choice
+from sparsekern.ops.masked import cuda_choice, packed_linear
 
 from ..conftest import gpu_only
 from . import oracle
@@ -155,6 +155,20 @@ def test_autocast(backend: str) -> None:
         assert leaf.grad.dtype == torch.float32
         error = (leaf.grad.cpu().double() - wanted).abs().max()
         assert error <= 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_packed_layers(dtype: torch.dtype, backend: str) -> None:
+    x, weight, mask, bias = oracle.problem(9, 60, 40, 0.8, dtype)
+    grad = torch.randn(9, 40).to(dtype)
+    expected = oracle.linear(x, weight, mask, bias, grad)
+    expected[2] = expected[2][mask]
+    leaves = leaves_on(backend, x, weight[mask], bias)
+    pattern = sk.SparsityPattern(mask.to(backend))
+    out = packed_linear(leaves[0], leaves[1], pattern, leaves[2])
+    out.backward(grad.to(backend))
+    found = [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    oracle.assert_close([t.cpu() for t in found], expected, dtype, long=True)
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
