@@ -234,7 +234,6 @@ def measure(
     dtype: torch.dtype,
     say: Callable[[str], None],
     seconds: float = _SECONDS,
-    layers: Sequence[Layer] | None = None,
     sparsities: Sequence[float] | None = None,
 ) -> Grid:
     """Times every part of every layer of the grid by every algorithm.
@@ -245,26 +244,17 @@ def measure(
         dtype: of x and the weight.
         say: told which layer is going on.
         seconds: for each part at each sparsity, beyond its least rounds.
-        layers: other ones than :data:`LAYERS`.
         sparsities: other ones than :data:`SPARSITIES`.
     """
     name = str(dtype).removeprefix("torch.")
     sparsities = tuple(SPARSITIES if sparsities is None else sparsities)
     rows = tuple(
         Row(layer, part, {name: [[] for _ in sparsities] for name in ALGORITHMS})
-        for layer in (LAYERS if layers is None else layers)
+        for layer in LAYERS
         for part in parts_of(layer)
     )
     empty = Grid(rates_of.processor(), isa, threads, name, sparsities, rows)
     return again(empty, say, seconds)
-
-
-def one_of_each_kind(dtype: torch.dtype) -> tuple[Layer, ...]:
-    """The first layer of each kind that the model is corrected for."""
-    found: dict[str | None, Layer] = {}
-    for layer in LAYERS:
-        found.setdefault(layer.kind(dtype), layer)
-    return tuple(layer for kind, layer in found.items() if kind is not None)
 
 
 def again(grid: Grid, say: Callable[[str], None], seconds: float = _SECONDS) -> Grid:

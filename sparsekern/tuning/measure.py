@@ -1,7 +1,7 @@
 """Measures the rates that :mod:`sparsekern.ops.masked.choice` models times with.
 
 Each is found by timing one call whose time it decides, and taking off what the model counts
-beside it. Where the model is wrong is found by timing both algorithms on a layer of each kind.
+beside it. Where the model is wrong is found by timing both algorithms on a grid of layers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..ops.masked.rates import DtypeRates, Rates
 from . import corrections, grid
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Those that networks are trained in; a layer of each kind takes ten seconds, and a minute in
-# float16, whose convolutions torch does one number at a time.
+# Those that networks are trained in; a grid takes half a minute, and minutes in float16, whose
+# convolutions torch does one number at a time.
 _CORRECTED_DTYPES = (torch.float32, torch.bfloat16)
 _CORRECTED_SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9)  # between which one algorithm takes over
 _CORRECTED_SECONDS = 0.05  # for each part at each of them
@@ -34,7 +34,7 @@ _IMAGES, _CHANNELS, _SIZE = 64, 64, 8  # of the convolutions, 3 x 3
 
 
 def measure(say: Callable[[str], None], seconds: float = _SECONDS) -> Rates:
-    """The rates of the instruction set in use with torch's threads, in about a minute.
+    """The rates of the instruction set in use with torch's threads, in about 80 seconds.
 
     Args:
         say: told what is going on.
@@ -61,7 +61,6 @@ def _corrections(dtype: torch.dtype, rates: DtypeRates) -> Corrections:
         dtype,
         lambda _: None,
         _CORRECTED_SECONDS,
-        grid.one_of_each_kind(dtype),
         _CORRECTED_SPARSITIES,
     )
     return corrections.fit([measured], rates)
