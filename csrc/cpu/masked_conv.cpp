@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "dispatch.h"
 #include "masked_conv_taps.h"
+#include "masked_depthwise.h"
 #include "pages.h"
 #include "parallel.h"
 
@@ -231,9 +232,11 @@ void masked_conv(const Pattern& pattern, const ConvShape& shape, const T* values
                  const Picture& picture, const T* bias, const Picture& y, int threads) {
   ConvShape s = shape;
   Picture x = picture;
-  skip_unread(s, x);
   expect_writes(y, s.images);
   threads = useful_threads(pattern, s, threads);
+  if (is_depthwise(s) && !x.channels_last)
+    return depthwise_conv(pattern, s, values, x, bias, y, threads);
+  skip_unread(s, x);
   const int64_t lanes = kernels<T>().lanes;
   const Strips strips = choose_strips<T>(s, false);
   const Tiles tiles(s.images, strips.count, int(lanes));
@@ -268,10 +271,12 @@ void masked_conv_gradients(const Pattern& pattern, const ConvShape& s, const T* 
                            const Picture& grad, const Picture& x, const Picture& x_grad,
                            T* values_grad, int threads) {
   threads = useful_threads(pattern, s, threads);
-  const auto& table = kernels<T>();
-  const int64_t lanes = table.lanes;
   const bool wants_x = x_grad.data, wants_values = values_grad;
   if (wants_x) expect_writes(x_grad, s.images);
+  if (is_depthwise(s) && !x.channels_last)
+    return depthwise_conv_gradients(pattern, s, values, grad, x, x_grad, values_grad, threads);
+  const auto& table = kernels<T>();
+  const int64_t lanes = table.lanes;
   const Strips strips = choose_strips<T>(s, true);
   const Tiles tiles(s.images, strips.count, int(lanes));
   const GradFrame seen = grad_frame(s, strips.rows, wants_x ? strips.x_rows : 0);

@@ -27,29 +27,20 @@ Frame make_frame(int64_t rows, int64_t columns, int64_t first_column, int64_t ph
   return frame;
 }
 
-// Pixel u of the padded input, counted in strides: which phase of the gradient sees a kernel row or
-// column, and how many output pixels before the phase's own its output pixel lies.
-struct Reach {
-  int64_t phase, shift;
-};
+}  // namespace
+
+int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
 Reach reach(int64_t kernel, int64_t dilation, int64_t stride) {
   const int64_t phase = kernel * dilation % stride;
   return {phase, (phase - kernel * dilation) / stride};
 }
 
-struct Range {
-  int64_t first, count;  // of output pixels u / stride
-};
-// Of the pixels [0, size) of x, those with (pixel + pad) % stride == phase.
 Range range(int64_t size, int64_t pad, int64_t stride, int64_t phase) {
   const int64_t first = -floor_div(phase - pad, stride),
                 last = floor_div(size - 1 + pad - phase, stride);
   return {first, std::max<int64_t>(0, last - first + 1)};
 }
-
-}  // namespace
-
-int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 int64_t frame_slot(const Frame& frame, int64_t column) {
   return column % frame.phases * frame.phase_pitch + column / frame.phases;

@@ -35,6 +35,20 @@ class TapLists {
 };
 
 int64_t floor_div(int64_t a, int64_t b);
+
+// Pixel u of the padded input, counted in strides: which phase of the gradient sees a kernel row or
+// column, and how many output pixels before the phase's own its output pixel lies.
+struct Reach {
+  int64_t phase, shift;
+};
+Reach reach(int64_t kernel, int64_t dilation, int64_t stride);
+
+struct Range {
+  int64_t first, count;  // of output pixels u / stride
+};
+// Of the pixels [0, size) of x, those with (pixel + pad) % stride == phase.
+Range range(int64_t size, int64_t pad, int64_t stride, int64_t phase);
+
 int64_t frame_slot(const Frame& frame, int64_t column);
 
 // The part of x that `rows` rows of y from the first column on see, of any strip of them.

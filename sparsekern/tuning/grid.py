@@ -90,7 +90,7 @@ class Layer:
         """The modelled time of the dense algorithm over that of the sparse one, not corrected."""
         if self.is_convolution:
             dense, sparse = choice.convolution_nanoseconds(
-                part, self.x, self.weight, self.out[2:], nnz, threads, rates
+                part, self.x, self.weight, self.out[2:], nnz, dtype, threads, rates
             )
             return dense / sparse
         rows, columns = self.weight
@@ -108,7 +108,7 @@ class Layer:
         """The algorithm that the rates lead to."""
         if self.is_convolution:
             return choice.convolution_algorithm(
-                part, self.x, self.weight, self.out[2:], nnz, threads, rates
+                part, self.x, self.weight, self.out[2:], nnz, dtype, threads, rates
             )
         rows, columns = self.weight
         if part == choice.PACKED:

@@ -79,6 +79,12 @@ _DENSE_CALL, _DENSE_WORK, _DENSE_PIXELS = 44500.0, 1.34, 0.4
 _DENSE_CACHED, _DENSE_FAR = 2e6, 2.7
 _DENSE_NARROW, _DENSE_STRIDED, _DENSE_ENTRY = 0.33, 2.2, 3.5
 _NARROW = 16
+# Of a depthwise one: how much longer torch's operations and pixels take than the rates say;
+# nanoseconds that a channel of an image takes by kept weights, with none and with any more; its
+# pixels over the rate, likewise; and nanoseconds to widen and narrow one of 16 bits.
+_PLANE_DENSE_WORK, _PLANE_DENSE_PIXELS = 3.0, 1.0
+_PLANE, _PLANE_KEPT = 15.0, 40.0
+_PLANE_PIXEL, _PLANE_PIXEL_KEPT, _PLANE_NARROW = 0.28, 0.57, 1.6
 
 
 def algorithm(
@@ -130,7 +136,7 @@ def convolution_kind(x: Sequence[int], weight: Sequence[int], out: Sequence[int]
     """
     few, small, single, single_stride, stride, narrow, wide = CONVOLUTION_KINDS
     strided = 2 * out[0] * out[1] <= x[2] * x[3]
-    if x[1] > 1 and weight[1] == 1:
+    if is_depthwise(x, weight):
         return None
     if weight[1] <= _FEW_CHANNELS:
         return few
@@ -258,8 +264,10 @@ def convolution_algorithm(
     weight: Sequence[int],
     out: Sequence[int],
     nnz: int,
+    dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
+    channels_last: bool = False,
 ) -> str:
     """The faster algorithm for one part of a masked convolution.
 
@@ -269,15 +277,25 @@ def convolution_algorithm(
         weight: its shape, ``(filters, C / groups, kh, kw)``.
         out: height and width of the result.
         nnz: kept weights.
+        dtype: of x.
         threads: that torch uses.
         rates: of the machine, for the dtype of x.
+        channels_last: whether the channels of x are adjacent: then torch's depthwise convolution
+            takes half the time, and kept weights, that lie elsewhere in each channel, twice theirs.
 
     Returns:
         ``"dense"`` or ``"sparse"``.
     """
-    dense, sparse = convolution_nanoseconds(part, x, weight, out, nnz, threads, rates)
+    if channels_last and is_depthwise(x, weight):
+        return "dense"
+    dense, sparse = convolution_nanoseconds(part, x, weight, out, nnz, dtype, threads, rates)
     dense *= _correction(part, convolution_kind(x, weight, out), rates)
     return "dense" if dense < sparse else "sparse"
+
+
+def is_depthwise(x: Sequence[int], weight: Sequence[int]) -> bool:
+    """Whether every channel is convolved by itself."""
+    return x[1] > 1 and weight[1] == 1
 
 
 def convolution_nanoseconds(
@@ -286,12 +304,15 @@ def convolution_nanoseconds(
     weight: Sequence[int],
     out: Sequence[int],
     nnz: int,
+    dtype: torch.dtype,
     threads: int,
     rates: DtypeRates,
 ) -> tuple[float, float]:
     """The modelled times of the dense and the sparse one; see :func:`convolution_algorithm`."""
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    if is_depthwise(x, weight):
+        return _depthwise_nanoseconds(x, weight, out, nnz, dtype, threads, rates)
     images, pixels = max(1, x[0]), out[0] * out[1]
     # Pixels of both tensors: what is brought into panels and back, or into torch's own layout.
     moved = images * (x[1] * x[2] * x[3] + weight[0] * pixels)
@@ -331,6 +352,31 @@ def in_blocks(part: str, nnz: int, structure: Sequence[int]) -> int:
         time = next(time for least, time in _STRIPS if strip >= least)
         return max(by_rows, round(nnz * (1 - time) / (1 - _BLOCKS[part])))
     return by_rows
+
+
+def _depthwise_nanoseconds(
+    x: Sequence[int],
+    weight: Sequence[int],
+    out: Sequence[int],
+    nnz: int,
+    dtype: torch.dtype,
+    threads: int,
+    rates: DtypeRates,
+) -> tuple[float, float]:
+    images, weights = max(1, x[0]), math.prod(weight)
+    planes, pixels = images * weight[0], out[0] * out[1]
+    moved = images * (x[1] * x[2] * x[3] + weight[0] * pixels)
+    work = 2 * images * pixels * weights
+    dense = _PLANE_DENSE_WORK * work / rates.convolution
+    dense += _PLANE_DENSE_PIXELS * rates.dense_pixel * moved
+    # Planes without a kept weight are filled, not read: their share where weights fall at random.
+    kept = 1 - (1 - nnz / weights) ** (weight[2] * weight[3])
+    sparse = planes * (_PLANE + _PLANE_KEPT * kept)
+    sparse += work * nnz / weights / rates.sparse_convolution
+    pixel = (_PLANE_PIXEL + _PLANE_PIXEL_KEPT * kept) * rates.sparse_pixel
+    pixel += _PLANE_NARROW * kept if dtype.itemsize == 2 else 0
+    sparse += moved / 2 * pixel
+    return _DENSE_CALL + dense / threads, _CONV_CALL + (sparse + _TAP * nnz) / threads
 
 
 def here(
@@ -404,10 +450,12 @@ def convolves_sparsely(
     out: Sequence[int],
     nnz: int,
     dtype: torch.dtype,
+    channels_last: bool,
 ) -> bool:
     """The same for a convolution; see :func:`convolution_algorithm`."""
     threads, rates = _here(dtype)
-    return convolution_algorithm(part, x, weight, out, nnz, threads, rates) == "sparse"
+    found = convolution_algorithm(part, x, weight, out, nnz, dtype, threads, rates, channels_last)
+    return found == "sparse"
 
 
 def _here(dtype: torch.dtype) -> tuple[int, DtypeRates]:

@@ -217,6 +217,8 @@ def masked_conv2d_grad(
     nnz = pattern[2].shape[0] if by_entries[1] else 0
     values_grad = torch.empty(nnz, dtype=dtype, device="cpu")
     grad, x = _readable(grad), _readable(x)
+    if weight.shape[1] == 1 and not is_channels_last(x):
+        grad = grad.contiguous()  # channel by channel, as x is read
     native.cpu().masked_conv_gradients(
         core_pattern(pattern),
         dtype == torch.float64,

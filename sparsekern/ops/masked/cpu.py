@@ -121,7 +121,13 @@ def convolves_sparsely(part: str, x: Tensor, weight: Tensor, geometry: Geometry,
     stride, padding, dilation, _ = geometry
     size = conv_calls.output_size(x.shape, weight.shape, stride, padding, dilation)
     return choice.convolves_sparsely(
-        part, list(x.shape), list(weight.shape), list(size), nnz, x.dtype
+        part,
+        list(x.shape),
+        list(weight.shape),
+        list(size),
+        nnz,
+        x.dtype,
+        conv_calls.is_channels_last(x),
     )
 
 

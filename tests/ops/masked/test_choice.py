@@ -34,6 +34,7 @@ CONVOLUTION = {
     "x": (128, 32, 16, 16),
     "weight": (32, 32, 3, 3),
     "out": (16, 16),
+    "dtype": torch.float32,
     "threads": 2,
     "rates": DEFAULTS["avx512"].float32,
 }
@@ -67,10 +68,15 @@ def test_more_sparsity_never_brings_the_dense_algorithm_back(
         changes = {
             "part": part,
             "rates": DEFAULTS[isa].of(dtype),
+            "dtype": dtype,
             "x": (images, 32, 16, 16),
         }
         found = [chosen_convolution(nnz, **changes) for nnz in range(0, 9217, 128)]
         assert found == sorted(found, reverse=True)
+        for size in (4, 28):
+            sizes = {"x": (images, 96, size, size), "weight": (96, 1, 3, 3), "out": (size, size)}
+            found = [chosen_convolution(nnz, **{**changes, **sizes}) for nnz in range(0, 865, 9)]
+            assert found == sorted(found, reverse=True)
 
 
 def test_a_full_mask_is_a_dense_product_and_an_almost_empty_one_a_sparse() -> None:
