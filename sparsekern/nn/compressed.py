@@ -15,6 +15,19 @@ from .layers import MaskedLinear
 _PARTS = ("pointer", "index", "values")
 
 
+def pattern_in_order(pointer: Tensor, index: Tensor, shape: tuple[int, int]) -> SparsityPattern:
+    """The pattern of a state's row pointer and column index, which its values go with one by one.
+
+    Raises:
+        TypeError: for something else than integer tensors.
+        ValueError: if they do not fit together, or the columns of a row do not ascend.
+    """
+    pattern = SparsityPattern.from_csr(pointer, index, shape)
+    if not torch.equal(pattern.to_csr()[1], index.to(torch.int32)):
+        raise ValueError("index must ascend within each row")
+    return pattern
+
+
 class CompressedLinear(nn.Module):
     """A linear layer ``x Wᵀ + b`` of which only the kept weights are stored, for inference.
 
@@ -117,8 +130,7 @@ class CompressedLinear(nn.Module):
         return self
 
     def _take(self, pointer: Tensor, index: Tensor, values: Tensor) -> None:
-        shape = (self.out_features, self.in_features)
-        pattern = SparsityPattern.from_csr(pointer, index, shape)
+        pattern = pattern_in_order(pointer, index, (self.out_features, self.in_features))
         weight = pattern.scatter(values)
         self.compressed = CompressedWeight(weight, pattern, keep_dense=self.keep_dense)
 
@@ -152,5 +164,5 @@ class CompressedLinear(nn.Module):
         pointer, index, values = (state_dict[name].to(own.device) for name in names)
         try:
             self._take(pointer, index, values.to(own.dtype))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             error_msgs.append(f"the kept weights of {prefix or 'the layer'} do not fit: {error}")

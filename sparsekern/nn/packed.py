@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.masked import SparsityPattern, packed_linear
+from .compressed import pattern_in_order
 from .layers import MaskedLinear
 
 _PARTS = ("pointer", "index")
@@ -163,7 +164,7 @@ class PackedLinear(nn.Module):
         else:
             try:
                 self._take(*(state_dict[name].to(self.values.device) for name in names))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 error_msgs.append(
                     f"the kept weights of {prefix or 'the layer'} do not fit: {error}"
                 )
@@ -174,9 +175,7 @@ class PackedLinear(nn.Module):
 
     def _take(self, pointer: Tensor, index: Tensor) -> None:
         """Another pattern, and room for its values in the same parameter."""
-        pattern = SparsityPattern.from_csr(pointer, index, (self.out_features, self.in_features))
-        if not torch.equal(pattern.to_csr()[1], index):
-            raise ValueError("index must ascend within each row")
+        pattern = pattern_in_order(pointer, index, (self.out_features, self.in_features))
         if pattern.nnz != self.pattern.nnz:
             self.values.grad = None
             self.values.data = self.values.data.new_empty(pattern.nnz)

@@ -122,6 +122,15 @@ def test_states_that_do_not_fit_are_refused() -> None:
         RuntimeError, match=r"the kept weights of 0\. do not fit: pointer must hold"
     ):
         small.load_state_dict(state)
+    state = small.state_dict()
+    state["0.index"] = state["0.index"].float()
+    with pytest.raises(RuntimeError, match=r"the kept weights of 0\. do not fit: index must be an"):
+        small.load_state_dict(state)
+    state = small.state_dict()
+    state["0.index"] = state["0.index"].flip(0)
+    state["0.pointer"] = state["0.pointer"][-1] - state["0.pointer"].flip(0)
+    with pytest.raises(RuntimeError, match="index must ascend within each row"):
+        small.load_state_dict(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
