@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -101,6 +102,30 @@ def test_groups_of_columns_speed_the_product_up_and_nothing_else(kept: int, stri
     assert 0.65 < times[1] / times[0] < 0.95
 
 
+@pytest.mark.parametrize(
+    ("channels", "dtype", "part", "found"),
+    [
+        (4, torch.float32, "weight", "sparse"),  # torch's dense one takes four times as long
+        (8, torch.bfloat16, "weight", "sparse"),
+        (8, torch.bfloat16, "forward", "dense"),
+        (2, torch.bfloat16, "forward", "sparse"),
+    ],
+)
+def test_small_groups(channels: int, dtype: torch.dtype, part: str, found: str) -> None:
+    weight = (128, channels, 3, 3)
+    algorithm = choice.convolution_algorithm(
+        part,
+        (16, 128, 28, 28),
+        weight,
+        (28, 28),
+        nnz=math.prod(weight) // 2,
+        dtype=dtype,
+        threads=2,
+        rates=rates_of.shipped("avx512", 2).of(dtype),
+    )
+    assert algorithm == found
+
+
 def test_unknown_part() -> None:
     with pytest.raises(ValueError, match="part must be one of forward, input, weight, got 'bias'"):
         chosen(1, part="bias")
@@ -113,16 +138,20 @@ def test_unknown_part() -> None:
 # each other, several times. Of each: the share of choices within 1.05 of the faster algorithm that
 # is held, what all together may lose on average, and the most that one may lose.
 GRIDS = {
-    "avx512-float32": (0.99, 1.003, 1.65),
+    "avx512-float32": (0.985, 1.003, 1.65),
     "avx512-float32-1-thread": (0.99, 1.003, 1.15),
-    "avx512-bfloat16": (0.98, 1.004, 1.4),
+    "avx512-bfloat16": (0.975, 1.005, 1.55),
     "avx2-float32": (0.99, 1.003, 1.3),
-    "portable-float32": (0.98, 1.004, 1.55),
+    "portable-float32": (0.975, 1.005, 1.55),
 }
 
 
-def test_every_grid_is_held() -> None:
+def test_every_grid_is_held_and_whole() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == set(GRIDS)
+    whole = [(layer, part) for layer in grid.LAYERS for part in grid.parts_of(layer)]
+    for name in GRIDS:
+        measured = grid.Grid.load(FOLDER / f"{name}.json")
+        assert [(row.layer, row.part) for row in measured.rows] == whole
 
 
 @pytest.mark.parametrize("name", GRIDS)
